@@ -1,0 +1,22 @@
+# One image for every role; docker-compose.yml says which command each runs.
+FROM node:24-slim AS frontend
+WORKDIR /app
+COPY package.json package-lock.json ./
+RUN npm ci --omit=dev --no-audit --no-fund
+
+FROM python:3.11-slim
+WORKDIR /app
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+COPY pyproject.toml README.md ./
+COPY platform ./platform
+COPY labeling ./labeling
+COPY training ./training
+COPY workers ./workers
+RUN pip install -e . Babel==2.18.0
+COPY . .
+COPY --from=frontend /app/node_modules ./node_modules
+RUN python scripts/compile_messages.py \
+ && useradd --create-home bucle && mkdir -p /data/home /data/artifacts && chown -R bucle /data
+USER bucle
+EXPOSE 8000
+CMD ["python", "-m", "uvicorn", "config.asgi:application", "--host", "0.0.0.0", "--port", "8000"]

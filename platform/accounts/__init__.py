@@ -1,0 +1,1 @@
+"""People, the projects they work in and what they may do there."""

@@ -1,0 +1,1 @@
+"""What was trained, from what, and what is live."""

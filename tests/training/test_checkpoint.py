@@ -1,0 +1,250 @@
+"""Model directories that `transformers` reads and writes alike, and checkpoints that survive a crash."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.conftest import prompt_ids
+from training import tokenizer as tokenizers
+from training.checkpoint import (
+    Checkpoints,
+    atomic_dir,
+    load_model,
+    load_reward_model,
+    require_same_tokenizer,
+    save_model,
+    write_atomic,
+)
+from training.config import TrainingError
+from training.model import GPT, RewardModel
+from training.tokenizer import Tokenizer
+
+KINDS = [{}, {"tie_head": False}, {"norm": "post"}, {"norm": "post", "tie_head": False}, {"positions": "sinusoidal"}]
+
+
+def batch(vocab_size: int) -> Tensor:
+    return torch.randint(vocab_size, (2, 9), generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def logits(model: GPT, ids: Tensor) -> Tensor:
+    return model.logits(model(ids))
+
+
+@pytest.fixture
+def saved(tmp_path: Path, tiny: Callable[..., GPT], tok: Tokenizer) -> Path:
+    save_model(tmp_path / "model", tiny(), tok, "base", {"parent": "abc", "run": "7", "stage": "pretrain"})
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_computes_the_same_logits(
+    kind: dict, tiny: Callable[..., GPT], tok: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, ids = tiny(**kind), batch(tok.vocab_size)
+    save_model(tmp_path / "model", model, tok, "base", {})
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert type(theirs).__name__ == ("OpenAIGPTLMHeadModel" if model.config.norm == "post" else "GPT2LMHeadModel")
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(ids).logits, logits(model, ids), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_loads_back_equal(kind: dict, tiny: Callable[..., GPT], tok: Tokenizer, tmp_path: Path) -> None:
+    model = tiny(**kind)
+    save_model(tmp_path / "model", model, tok, "base", {})
+    again, _, _ = load_model(tmp_path / "model")
+    assert again.config == model.config
+    assert torch.equal(logits(again.eval(), batch(tok.vocab_size)), logits(model, batch(tok.vocab_size)))
+
+
+@pytest.mark.parametrize(("name", "tied"), [("gpt2", True), ("gpt2", False), ("openai-gpt", True)])
+def test_a_plain_hugging_face_folder_is_a_base_model(name: str, tied: bool, tmp_path: Path, tok: Tokenizer) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(5)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": tok.eos_id + 1}
+    config = transformers.AutoConfig.for_model(name, **sizes, tie_word_embeddings=tied)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    tok.save(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    stored["added_tokens"] = stored["added_tokens"][:1]  # a plain GPT-2 knows <|endoftext|> only
+    stored["model"]["vocab"] = {k: v for k, v in stored["model"]["vocab"].items() if v <= tok.eos_id}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+
+    model, own, card = load_model(tmp_path)
+    ids = batch(tok.eos_id)
+    with torch.no_grad():
+        difference = logits(model.eval(), ids)[..., : tok.eos_id + 1] - theirs(ids).logits
+    assert float(difference.abs().max()) <= 1e-4
+    assert card == {}
+    assert own.hash == tok.hash
+    assert model.config.vocab_size == own.vocab_size == tok.eos_id + 4  # room for the three chat tokens
+    assert torch.isfinite(logits(model, torch.tensor([prompt_ids(own)]))).all()
+
+
+def test_gpt2_vocab_json_is_read(tmp_path: Path, tok: Tokenizer) -> None:
+    tok.save(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(stored["model"]["vocab"]), encoding="utf-8")
+    assert tokenizers.load(tmp_path).hash == tok.hash
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_reward_model_is_a_sequence_classifier(
+    norm: str, tiny: Callable[..., GPT], tok: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = RewardModel(tiny(norm=norm)).eval()
+    model.bias.fill_(0.25)
+    save_model(tmp_path / "model", model, tok, "reward", {"reward_std": 2.0})
+    ids = torch.tensor([[*tok.encode("pan"), tok.eos_id, tok.pad_id, tok.pad_id]])
+    eos = (ids[0] == tok.eos_id).nonzero()[0]
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        own = model.score(ids, eos)
+        torch.testing.assert_close(theirs(ids).logits[:, 0] + 0.25, own, atol=1e-4, rtol=0)
+        again, _, card = load_reward_model(tmp_path / "model")
+        assert torch.equal(again.eval().score(ids, eos), own)
+    assert (card["reward_bias"], card["reward_std"]) == (0.25, 2.0)
+
+
+def test_card_says_where_a_model_comes_from(saved: Path, tok: Tokenizer) -> None:
+    _, _, card = load_model(saved)
+    expected = {"kind": "base", "parent": "abc", "run": "7", "stage": "pretrain", "eos_id": tok.eos_id}
+    assert {key: card[key] for key in expected} == expected
+    assert card["parameters"] > 10_000
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def test_missing_model_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"There is no model at .*nowhere"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_a_model_with_another_chat_template_is_refused(saved: Path) -> None:
+    change(saved / "bucle.json", template_hash="0123")
+    with pytest.raises(TrainingError, match="chat template 0123"):
+        load_model(saved)
+
+
+def test_a_model_with_another_tokenizer_is_refused(saved: Path, text: str) -> None:
+    tokenizers.train([text], 290).save(saved)
+    with pytest.raises(TrainingError, match=r"290 ids.*is not the one"):
+        load_model(saved)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(saved: Path) -> None:
+    (saved / "bucle.json").unlink()
+    tokenizers.named("gpt2").save(saved)
+    with pytest.raises(TrainingError, match="has 50260 ids and the model 3"):
+        load_model(saved)
+
+
+def test_damaged_weights_are_one_sentence(saved: Path) -> None:
+    os.truncate(saved / "model.safetensors", 2000)
+    with pytest.raises(TrainingError, match="2000 bytes"):
+        load_model(saved)
+
+
+def test_weights_of_another_size_are_one_sentence(saved: Path) -> None:
+    change(saved / "config.json", n_positions=16)
+    with pytest.raises(TrainingError, match=r"wpe.weight .* is \(32, 32\) and config.json says \(16, 32\)"):
+        load_model(saved)
+
+
+def test_a_language_model_is_no_reward_model_and_the_reverse(
+    saved: Path, tiny: Callable[..., GPT], tok: Tokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="0 reward heads"):
+        load_reward_model(saved)
+    save_model(tmp_path / "reward", RewardModel(tiny()), tok, "reward", {})
+    with pytest.raises(TrainingError, match="is a reward model"):
+        load_model(tmp_path / "reward")
+
+
+def test_two_vocabularies_are_refused(tok: Tokenizer, text: str) -> None:
+    require_same_tokenizer(tok, tok, ("a", "b"))
+    with pytest.raises(TrainingError, match="and the reward model another one of 290"):
+        require_same_tokenizer(tok, tokenizers.train([text], 290), ("The policy", "the reward model"))
+
+
+def test_no_pickle_is_written(saved: Path) -> None:
+    assert {path.suffix for path in saved.iterdir()} == {".json", ".safetensors", ".jinja"}
+
+
+def test_atomic_dir_leaves_nothing_when_the_block_fails(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+
+    def write_half() -> None:
+        with atomic_dir(tmp_path / "model") as folder:
+            (folder / "new").touch()
+            raise ValueError("half")
+
+    with pytest.raises(ValueError, match="half"):
+        write_half()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
+
+
+def test_write_atomic_replaces_a_file(tmp_path: Path) -> None:
+    for value in (1, 2):
+        write_atomic(tmp_path / "a.json", {"x": value})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": 2}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def saved_checkpoints(run_dir: Path) -> Checkpoints:
+    checkpoints = Checkpoints(run_dir)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"w": torch.full((3,), float(step))}, {"kl_coef": step / 10})
+    return checkpoints
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    checkpoints = saved_checkpoints(tmp_path)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000002", "step-00000003"]
+    step, tensors, state = checkpoints.latest() or pytest.fail("no checkpoint")
+    assert (step, tensors["w"].tolist(), state) == (3, [3, 3, 3], {"step": 3, "kl_coef": 0.3})
+
+
+@pytest.mark.parametrize("tear", ["truncate", "no manifest", "other bytes", "no tensors"])
+def test_a_torn_checkpoint_is_passed_over(tear: str, tmp_path: Path) -> None:
+    checkpoints = saved_checkpoints(tmp_path)
+    newest = tmp_path / "checkpoints" / "step-00000003"
+    if tear == "truncate":
+        os.truncate(newest / "tensors.safetensors", 40)
+    elif tear == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif tear == "other bytes":
+        content = bytearray((newest / "tensors.safetensors").read_bytes())
+        content[-1] ^= 1
+        (newest / "tensors.safetensors").write_bytes(content)
+    else:
+        (newest / "tensors.safetensors").unlink()
+    found = checkpoints.latest()
+    assert found is not None
+    assert found[0] == 2
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path).latest() is None
+
+
+def test_the_first_checkpoint_is_early() -> None:
+    due = [step for step in range(1, 301) if Checkpoints(Path()).due(step, 100)]
+    assert due == [10, 100, 200, 300]
+    assert Checkpoints(Path()).due(3, 3)

@@ -1,0 +1,211 @@
+"""The inference engine: what it writes, that neighbours do not matter, and that it says what the trainer says."""
+
+import random
+import threading
+
+import pytest
+import torch
+
+from tests.training.tiny import make_model, make_tokenizer
+from training.config import TrainingError
+from training.engine import Engine, EngineThread, Request, generate
+from training.rollout import Episodes, completion_logprobs
+
+TOKENIZER = make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(TOKENIZER, seed=3, spread=3.0)
+
+
+def _prompts(n: int, seed: int = 0, longest: int = 20) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(256) for _ in range(rng.randint(1, longest))] for _ in range(n)]
+
+
+def _alone(model, request: Request) -> Request:
+    engine = Engine(model, TOKENIZER, 1)
+    engine.submit(request)
+    engine.run_until_idle()
+    return request
+
+
+@torch.no_grad()
+def _greedy_without_cache(model, prompt: list[int], n: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model.logits(model(torch.tensor([ids]))[0, -1]).argmax()))
+        if ids[-1] == TOKENIZER.eos_id:
+            break
+    return ids[len(prompt) :]
+
+
+def test_greedy_text_equals_the_full_forward_pass_token_by_token(model):
+    prompts = _prompts(7)
+    requests = generate(model, TOKENIZER, prompts, [0] * 7, max_new_tokens=25, temperature=0.0)
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert request.tokens == _greedy_without_cache(model, prompt, 25)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_logprobs_equal_the_trainers(model, temperature):
+    from training.device import Compute
+
+    requests = generate(model, TOKENIZER, _prompts(9), range(9), max_new_tokens=30, temperature=temperature)
+    episodes = Episodes.of(requests, TOKENIZER.pad_id, "cpu")
+    trainer, _ = completion_logprobs(model, episodes, temperature, Compute(torch.device("cpu"), bf16=False))
+    sampled = torch.tensor([p for request in requests for p in request.logprobs])
+    assert len(sampled) > 60
+    assert (trainer - sampled).abs().max() <= 1e-5
+
+
+def test_a_text_does_not_depend_on_its_neighbours(model):
+    prompts = _prompts(10)
+    together = generate(model, TOKENIZER, prompts, range(10), max_new_tokens=30)
+    small = generate(model, TOKENIZER, prompts, range(10), max_new_tokens=30, max_batch=3)
+    for seed, prompt in enumerate(prompts):
+        alone = _alone(model, Request(prompt, 30, seed=seed))
+        assert together[seed].tokens == small[seed].tokens == alone.tokens
+        assert together[seed].logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_requests_join_and_leave_in_the_middle(model):
+    prompts = _prompts(8, seed=5)
+    expected = [_alone(model, Request(p, 5 + 4 * i, seed=i)).tokens for i, p in enumerate(prompts)]
+    engine = Engine(model, TOKENIZER, 3)
+    requests = [Request(p, 5 + 4 * i, seed=i) for i, p in enumerate(prompts)]
+    for request in reversed(requests):
+        engine.submit(request)
+        engine.step()
+    engine.run_until_idle()
+    assert [request.tokens for request in requests] == expected
+
+
+def test_same_seed_same_text_and_another_seed_another(model):
+    prompt = _prompts(1)[0]
+    first, again, other = (_alone(model, Request(prompt, 30, seed=s)).tokens for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_top_k_one_is_greedy_and_is_marked_as_filtered(model):
+    prompt = _prompts(1)[0]
+    request = _alone(model, Request(prompt, 20, top_k=1, seed=4))
+    assert request.tokens == _greedy_without_cache(model, prompt, 20)
+    assert request.filtered
+    assert not Request(prompt).filtered
+
+
+def test_it_stops_at_eos_and_keeps_it(model):
+    requests = generate(model, TOKENIZER, _prompts(60, longest=3), range(60), max_new_tokens=60, temperature=3.0)
+    ended = [r for r in requests if r.finish_reason == "eos"]
+    assert ended
+    assert all(r.tokens[-1] == TOKENIZER.eos_id and TOKENIZER.eos_id not in r.tokens[:-1] for r in ended)
+    assert all(len(r.tokens) == 60 for r in requests if r.finish_reason == "length")
+    assert "<|endoftext|>" not in "".join(r.text for r in requests)
+
+
+def test_an_answer_ends_where_the_context_does(model):
+    room = model.config.n_positions
+    request = _alone(model, Request([5] * (room - 3), 50, temperature=0.0))
+    assert len(request.tokens) <= 3
+    assert request.finish_reason in ("length", "eos")
+
+
+@pytest.mark.parametrize("length", [0, 64, 90])
+def test_a_prompt_that_cannot_be_read_whole_is_refused_with_its_length(model, length):
+    with pytest.raises(TrainingError, match=f"has {length} tokens and this model reads 1 to 63"):
+        Engine(model, TOKENIZER, 2).submit(Request([5] * length))
+
+
+def test_the_next_token_policy_gives_the_exact_sequence():
+    """openai/lm-human-preferences' test: a network that says "next = previous + 1"."""
+    model = make_model(TOKENIZER, layers=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.ln_f.weight.fill_(1.0)
+        width = model.config.n_embd
+        torch.manual_seed(0)
+        codes = torch.nn.functional.normalize(torch.randn(TOKENIZER.vocab_size, width), dim=-1)
+        model.wte.weight.copy_(codes)
+    model.logits = lambda hidden: 50 * hidden @ codes.roll(1, 0).T  # token t + 1 answers to the code of t
+    request = Request([10], 20, seed=9)
+    _alone(model, request)
+    assert request.tokens == list(range(11, 31))
+
+
+def test_streamed_pieces_are_whole_characters_and_make_the_text(model):
+    euro = list("€".encode())
+    pieces: list[str] = []
+    request = Request([7], 6, temperature=0.0, on_token=pieces.append)
+    script = [*euro, ord("a"), *euro[:2]]
+    real = model.logits
+    steps = iter(script)
+    try:
+        model.logits = lambda hidden: torch.nn.functional.one_hot(
+            torch.tensor([next(steps)]), TOKENIZER.vocab_size
+        ).float()
+        _alone(model, request)
+    finally:
+        model.logits = real
+    assert pieces == ["€", "a", "�"]
+    assert "".join(pieces) == request.text
+
+
+def test_cancelling_frees_the_slot_and_leaves_the_others_alone(model):
+    prompts = _prompts(3, seed=8)
+    expected = _alone(model, Request(prompts[2], 20, seed=2)).tokens
+    engine = Engine(model, TOKENIZER, 3)
+    requests = [engine.submit(Request(p, 20, seed=i)) for i, p in enumerate(prompts)]
+    engine.step()
+    requests[0].cancel()
+    engine.run_until_idle()
+    assert requests[0].finish_reason == "cancelled"
+    assert len(requests[0].tokens) <= 1
+    assert requests[2].tokens == expected
+
+
+def test_a_listener_that_fails_loses_only_its_own_request(model):
+    def broken(piece: str) -> None:
+        raise ConnectionError("the browser went away")
+
+    engine = Engine(model, TOKENIZER, 2)
+    bad = engine.submit(Request([65, 66], 30, seed=1, on_token=broken))
+    good = engine.submit(Request([65, 66], 30, seed=1))
+    engine.run_until_idle()
+    assert bad.finish_reason == "cancelled"
+    assert isinstance(bad.failure, ConnectionError)
+    assert good.finish_reason in ("eos", "length")
+
+
+def test_many_threads_submit_to_one_engine_thread(model):
+    prompts = _prompts(12, seed=11)
+    expected = [_alone(model, Request(p, 15, seed=i)).tokens for i, p in enumerate(prompts)]
+    thread = EngineThread(Engine(model, TOKENIZER, 4))
+    thread.start()
+    requests = [Request(p, 15, seed=i) for i, p in enumerate(prompts)]
+    submitters = [threading.Thread(target=thread.submit, args=(request,)) for request in requests]
+    for submitter in submitters:
+        submitter.start()
+    for request in requests:
+        assert request.done.wait(30)
+    thread.close(10)
+    assert not thread.is_alive()
+    assert [request.tokens for request in requests] == expected
+    with pytest.raises(TrainingError, match="stopped"):
+        thread.submit(Request([5]))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_an_engine_that_broke(model):
+    engine = Engine(model, TOKENIZER, 2)
+    engine.step = lambda: 1 / 0  # type: ignore[method-assign]
+    thread = EngineThread(engine)
+    request = thread.submit(Request([5, 6]))
+    thread.start()
+    assert request.done.wait(10)
+    assert request.finish_reason == "cancelled"
+    thread.join(10)
+    assert isinstance(thread.failure, ZeroDivisionError)

@@ -1,0 +1,134 @@
+"""The network: size of the first loss, causality, padding, KV cache, and the reward head."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from training.config import ModelConfig, TrainingError
+from training.model import GPT, RewardModel, causal_attention, continue_text, sinusoids
+
+KINDS = [{}, {"norm": "post"}, {"positions": "sinusoidal"}, {"tie_head": False}]
+
+
+def tokens(model: GPT, rows: int = 3, length: int = 12) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(model.config.vocab_size, (rows, length), generator=generator)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_loss_is_ln_vocabulary(kind: dict) -> None:
+    torch.manual_seed(1)
+    model = GPT(ModelConfig(vocab_size=1024, n_embd=64, n_layer=2, n_head=2, n_positions=64, **kind))
+    ids = tokens(model, 16, 65)
+    loss = F.cross_entropy(model.logits(model(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(1024), abs=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_batch_can_be_learned_by_heart(kind: dict, tiny: Callable[..., GPT]) -> None:
+    model = tiny(**kind).train()
+    ids = tokens(model, 4, 17)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss = F.cross_entropy(model.logits(model(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_later_token_changes_nothing_before_it(kind: dict, tiny: Callable[..., GPT]) -> None:
+    model = tiny(**kind)
+    ids = tokens(model)
+    changed = ids.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % model.config.vocab_size
+    before, after = model(ids), model(changed)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert (before[:, 7:] - after[:, 7:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cache_in_ragged_steps_equals_the_whole_pass(kind: dict, tiny: Callable[..., GPT]) -> None:
+    model = tiny(**kind)
+    ids, cache = tokens(model), model.cache(3)
+    whole = model(ids)
+    lengths = torch.tensor([5, 2, 8])
+    prefill = model(ids[:, :8], cache=cache, lengths=torch.zeros(3, dtype=torch.long))  # rubbish after each length
+    torch.testing.assert_close(prefill, whole[:, :8], atol=1e-5, rtol=0)
+    for _ in range(4):
+        step = model(ids[torch.arange(3), lengths][:, None], cache=cache, lengths=lengths)
+        torch.testing.assert_close(step[:, 0], whole[torch.arange(3), lengths], atol=1e-5, rtol=0)
+        lengths = lengths + 1
+
+
+def test_cache_rows_can_live_in_any_slots(tiny: Callable[..., GPT]) -> None:
+    model = tiny()
+    ids, cache = tokens(model), model.cache(5)
+    view, none = cache.at(torch.tensor([4, 0, 2])), torch.zeros(3, dtype=torch.long)
+    model(ids[:, :6], cache=view, lengths=none)
+    rest = model(ids[:, 6:], cache=view, lengths=none + 6)
+    torch.testing.assert_close(rest, model(ids)[:, 6:], atol=1e-5, rtol=0)
+    assert cache.keys[0][[1, 3]].abs().max().item() == 0
+
+
+def test_padding_past_the_end_of_the_cache_spoils_nothing(tiny: Callable[..., GPT]) -> None:
+    model = tiny()
+    ids, cache = tokens(model, 1, 32), model.cache(1)
+    zero = torch.zeros(1, dtype=torch.long)
+    model(ids[:, :28], cache=cache, lengths=zero)
+    padded = torch.cat([ids[:, 28:], torch.zeros(1, 6, dtype=torch.long)], 1)
+    out = model(padded, cache=cache, lengths=zero + 28)
+    torch.testing.assert_close(out[:, :4], model(ids)[:, 28:], atol=1e-5, rtol=0)
+
+
+def test_bf16_attention_on_cpu_equals_sdpa() -> None:
+    torch.manual_seed(1)
+    q, k, v = torch.randn(3, 2, 4, 33, 16).bfloat16()
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    torch.testing.assert_close(causal_attention(q, k, v, 0.0).float(), expected, atol=0.05, rtol=0)
+
+
+def test_dropout_works_in_training_only(tiny: Callable[..., GPT]) -> None:
+    model = tiny(dropout=0.5)
+    ids = tokens(model)
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+
+
+def test_too_long_a_text_is_one_sentence(tiny: Callable[..., GPT]) -> None:
+    with pytest.raises(TrainingError, match="33 tokens and the model reads 32"):
+        tiny()(torch.zeros(1, 33, dtype=torch.long))
+
+
+def test_sinusoids_are_vaswanis() -> None:
+    table = sinusoids(50, 8) / (0.02 * math.sqrt(2))
+    assert float(table[7, 2]) == pytest.approx(math.sin(7 / 10_000 ** (2 / 8)), abs=1e-5)
+    assert float(table[7, 3]) == pytest.approx(math.cos(7 / 10_000 ** (2 / 8)), abs=1e-5)
+
+
+def test_reward_is_read_at_eos_only(tiny: Callable[..., GPT]) -> None:
+    model = RewardModel(tiny())
+    ids, eos = tokens(model.trunk), torch.tensor([3, 7, 11])
+    scores = model.score(ids, eos)
+    padded = ids.clone()
+    padded[0, 4:], padded[1, 8:] = 0, 0  # what follows EOS
+    assert torch.equal(model.score(padded, eos), scores)
+    torch.testing.assert_close(scores, model.values(ids)[torch.arange(3), eos])
+    model.bias.fill_(2.0)
+    torch.testing.assert_close(model.score(ids, eos), scores + 2)
+
+
+def test_continuing_is_greedy_at_zero_and_repeats_with_its_seed(tiny: Callable[..., GPT]) -> None:
+    model, ids = tiny(), [1, 2, 3]
+    expected = list(ids)
+    for _ in range(10):
+        expected.append(int(model.logits(model(torch.tensor([expected])))[0, -1].argmax()))
+    assert continue_text(model, ids, 10, 0.0, 1, eos_id=-1) == expected[3:]
+    warm = [continue_text(model, ids, 20, 1.0, seed, eos_id=-1) for seed in (1, 1, 2)]
+    assert warm[0] == warm[1] != warm[2]
+    assert len(continue_text(model, list(range(40)), 20, 1.0, 1, eos_id=-1)) == 2  # the context holds 32

@@ -1,0 +1,47 @@
+"""The one owner of the chat template, its special tokens and the loss mask."""
+
+import hashlib
+from collections.abc import Sequence
+
+from training.tokenizer import ASSISTANT, EOS, PAD, USER, Tokenizer
+
+# <|user|>question<|assistant|>answer<|endoftext|>, again for each further turn.
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}"
+    + ASSISTANT
+    + "{{ m['content'] }}"
+    + EOS
+    + "{% else %}"
+    + USER
+    + "{{ m['content'] }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)
+TEMPLATE_HASH = hashlib.sha256((TEMPLATE + PAD).encode()).hexdigest()[:16]
+
+Messages = Sequence[dict[str, str]]
+
+
+def render_prompt(tokenizer: Tokenizer, messages: str | Messages) -> list[int]:
+    """Ids after which the assistant speaks. A text is one user message; a dict has role and content."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    ids: list[int] = []
+    for message in messages:
+        text = tokenizer.encode(message["content"])
+        if message["role"] == "assistant":
+            ids += [tokenizer.assistant_id, *text, tokenizer.eos_id]
+        else:
+            ids += [tokenizer.user_id, *text]
+    return [*ids, tokenizer.assistant_id]
+
+
+def render_response(tokenizer: Tokenizer, response: str) -> list[int]:
+    """Ids of an answer and the EOS that ends it."""
+    return [*tokenizer.encode(response), tokenizer.eos_id]
+
+
+def render_example(tokenizer: Tokenizer, prompt: str | Messages, response: str) -> tuple[list[int], list[int]]:
+    """Ids of prompt and answer, and a mask with 1 on the answer's tokens and its EOS."""
+    before, answer = render_prompt(tokenizer, prompt), render_response(tokenizer, response)
+    return before + answer, [0] * len(before) + [1] * len(answer)

@@ -1,0 +1,323 @@
+"""Settings of every stage, as frozen dataclasses. Standard library only: the web process imports this module."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class TrainingError(Exception):
+    """What a user can mend: one sentence with a number and the next step."""
+
+
+class ConfigError(TrainingError, ValueError):
+    """A setting that cannot be used as given."""
+
+
+def _field(default: Any, help: str, **limits: Any) -> Any:
+    """A field with its help line; limits are low, high (inclusive), choices, required, advanced."""
+    metadata = {"help": help, **limits}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The GPT-2 architecture; norm="post" gives GPT-1's order of LayerNorm."""
+
+    vocab_size: int = _field(1024, "Number of token ids.", low=1)
+    n_positions: int = _field(128, "Context length in tokens.", low=2)
+    n_embd: int = _field(128, "Width of the residual stream.", low=1)
+    n_layer: int = _field(4, "Number of blocks.", low=1)
+    n_head: int = _field(4, "Attention heads per block; must divide n_embd.", low=1)
+    dropout: float = _field(0.0, "Share of activations dropped in pretraining.", low=0.0, high=0.9)
+    positions: str = _field("learned", "Position embeddings.", choices=("learned", "sinusoidal"))
+    norm: str = _field("pre", "LayerNorm before (GPT-2) or after (GPT-1) each sub-layer.", choices=("pre", "post"))
+    tie_head: bool = _field(True, "Use the token embeddings as the output head.")
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"n_embd is {self.n_embd} and n_head is {self.n_head}: choose a number of heads that divides the width."
+            )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "nano": {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 128, "dropout": 0.0},
+    "gpt1": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 512, "dropout": 0.1, "norm": "post"},
+    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "dropout": 0.1},
+    "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024, "dropout": 0.1},
+    "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20, "n_positions": 1024, "dropout": 0.1},
+    "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25, "n_positions": 1024, "dropout": 0.1},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    seed: int = _field(1, "Seed of everything random in this run.", low=0, high=2**31 - 1)
+    device: str = _field("auto", "Where to compute.", choices=("auto", "cpu", "cuda"), advanced=True)
+    precision: str = _field("auto", "Number format of the products.", choices=("auto", "fp32", "bf16"), advanced=True)
+    threads: int = _field(0, "CPU threads; 0 = all.", low=0, high=1024, advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Optimised(_Common):
+    """What every stage with a gradient shares."""
+
+    batch_size: int = _field(16, "Rows per step.", low=1)
+    learning_rate: float = _field(3e-4, "Highest learning rate.", low=0.0)
+    min_lr_ratio: float = _field(0.1, "Learning rate at the end, as a share of the highest.", low=0.0, high=1.0)
+    warmup_steps: int = _field(10, "Steps in which the learning rate rises from 0.", low=0)
+    weight_decay: float = _field(0.0, "AdamW's decay of matrices.", low=0.0)
+    beta2: float = _field(0.99, "AdamW's memory of squared gradients.", low=0.0, high=0.99999, advanced=True)
+    grad_clip: float = _field(1.0, "Largest norm of a gradient; 0 = no limit.", low=0.0)
+    log_every: int = _field(10, "Steps between two points of the curves.", low=1, advanced=True)
+    checkpoint_every: int = _field(100, "Steps between checkpoints.", low=1, advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Train a byte-level BPE on files, or take a named encoding."""
+
+    files: list[str] = _field([], "Text files to learn the vocabulary from.")  # noqa: RUF009
+    vocab_size: int = _field(1024, "Size of the vocabulary, 4 special tokens included.", low=261, high=1_000_000)
+    encoding: str = _field(
+        "", "A named encoding instead of training.", choices=("", "gpt2", "cl100k_base", "o200k_base")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(_Optimised):
+    """Next-token prediction on any number of texts."""
+
+    tokenizer: str = _field("", "Directory of the tokenizer (not needed with a base model).")
+    sources: list[dict[str, Any]] = _field(  # noqa: RUF009
+        [], "Texts: path, weight (share of the rows), documents (file, lines or paragraphs).", required=True
+    )
+    base: str = _field("", "Model to train further; empty = start from random weights.")
+    preset: str = _field("nano", "Size of the model.", choices=tuple(PRESETS))
+    n_positions: int | None = _field(None, "Context length; empty = the preset's.", low=2)
+    n_embd: int | None = _field(None, "Width; empty = the preset's.", low=1)
+    n_layer: int | None = _field(None, "Blocks; empty = the preset's.", low=1)
+    n_head: int | None = _field(None, "Heads; empty = the preset's.", low=1)
+    dropout: float | None = _field(None, "Dropout; empty = the preset's.", low=0.0, high=0.9)
+    positions: str | None = _field(
+        None, "Position embeddings; empty = the preset's.", choices=("learned", "sinusoidal")
+    )
+    norm: str | None = _field(None, "LayerNorm order; empty = the preset's.", choices=("pre", "post"))
+    tie_head: bool | None = _field(None, "Tie head and embeddings; empty = the preset's.")
+    steps: int = _field(600, "Optimizer steps.", low=1)
+    batch_size: int = _field(32, "Rows of one context per step.", low=1)
+    grad_accum: int = _field(1, "Parts a step's rows are computed in, to save memory.", low=1)
+    learning_rate: float = _field(2e-3, "Highest learning rate.", low=0.0)
+    warmup_steps: int = _field(50, "Steps in which the learning rate rises from 0.", low=0)
+    weight_decay: float = _field(0.1, "AdamW's decay of matrices.", low=0.0)
+    val_fraction: float = _field(0.05, "Tail of each file kept for validation; 0 = none.", low=0.0, high=0.5)
+    val_every: int = _field(100, "Steps between validations.", low=1)
+    val_batches: int = _field(10, "Most batches in one validation.", low=1, advanced=True)
+    sample_every: int = _field(200, "Steps between sampled texts; 0 = none.", low=0)
+    sample_prompt: str = _field("", "How sampled texts begin; empty = a new document.")
+    sample_tokens: int = _field(60, "Length of a sampled text in tokens.", low=1, advanced=True)
+
+    def model(self, vocab_size: int) -> ModelConfig:
+        """The preset with this run's own numbers laid over it."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(ModelConfig) if hasattr(self, f.name)}
+        return ModelConfig(
+            vocab_size=vocab_size, **{**PRESETS[self.preset], **{k: v for k, v in own.items() if v is not None}}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(_Optimised):
+    """Learn to answer from demonstrations: the loss is on the answer and its EOS only."""
+
+    base: str = _field("", "Model to start from.", required=True)
+    data: str = _field("data/train.jsonl", "Rows {instruction, response}.", required=True)
+    val: str = _field("", "Held-out rows of the same shape; empty = val_fraction of the data.")
+    val_fraction: float = _field(0.05, "Share of the rows kept for validation where no file is given.", low=0, high=0.5)
+    epochs: int = _field(3, "Passes over the rows.", low=1)
+    batch_size: int = _field(16, "Demonstrations per step.", low=1)
+    learning_rate: float = _field(5e-4, "Highest learning rate.", low=0.0)
+    warmup_steps: int = _field(10, "Steps in which the learning rate rises from 0.", low=0)
+    val_every: int = _field(50, "Steps between validations.", low=1)
+    sample_every: int = _field(100, "Steps between sampled answers; 0 = none.", low=0)
+    sample_tokens: int = _field(60, "Length of a sampled answer in tokens.", low=1, advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(_Optimised):
+    """Learn from rankings which answers people prefer (InstructGPT's K-wise loss)."""
+
+    base: str = _field("", "Model to start from: the SFT model.", required=True)
+    data: str = _field("data/train.jsonl", "Rows {prompt, responses, ranking}.", required=True)
+    val: str = _field("", "Held-out rows of the same shape.")
+    demonstrations: str = _field("", "Rows {instruction, response} whose mean reward becomes 0.")
+    epochs: int = _field(1, "Passes over the rankings; more than 1 overfits quickly.", low=1)
+    batch_size: int = _field(8, "Rankings per step.", low=1)
+    learning_rate: float = _field(5e-4, "Highest learning rate.", low=0.0)
+    warmup_steps: int = _field(5, "Steps in which the learning rate rises from 0.", low=0)
+    min_comparisons: int = _field(32, "Fewest comparisons to train on.", low=1)
+    checkpoint_every: int = _field(50, "Steps between checkpoints.", low=1, advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(_Optimised):
+    """Raise the reward of the policy's answers while it stays near its reference (PPO)."""
+
+    base: str = _field("", "Policy to start from, also the frozen reference.", required=True)
+    reward_model: str = _field("", "Model that scores answers.", required=True)
+    prompts: str = _field("data/prompts.jsonl", "Rows {prompt}.", required=True)
+    demonstrations: str = _field("", "Rows {instruction, response} for ptx_coef; optional.")
+    ptx_coef: float = _field(0.0, "Weight of the demonstrations' loss beside PPO's; 0 = none.", low=0.0, advanced=True)
+    updates: int = _field(60, "Rounds of sampling and learning.", low=1)
+    batch_size: int = _field(64, "Answers sampled per update.", low=1)
+    epochs: int = _field(2, "Passes over the answers of one update.", low=1)
+    minibatches: int = _field(2, "Parts of one pass; must divide batch_size.", low=1)
+    learning_rate: float = _field(2e-4, "Highest learning rate of the policy; falls in a straight line.", low=0.0)
+    value_learning_rate: float = _field(5e-4, "Highest learning rate of the value model.", low=0.0)
+    min_lr_ratio: float = _field(0.0, "Learning rate at the end, as a share of the highest.", low=0.0, high=1.0)
+    warmup_steps: int = _field(0, "Updates in which the learning rate rises from 0.", low=0)
+    value_warmup: int = _field(3, "First updates that train the value model only.", low=0)
+    kl_coef: float = _field(0.05, "Price of one nat of KL from the reference.", low=0.0)
+    kl_target: float = _field(0.0, "KL that kl_coef adapts to; 0 = fixed.", low=0.0)
+    kl_horizon: int = _field(10_000, "Answers over which kl_coef adapts.", low=1)
+    gamma: float = _field(1.0, "Discount of later rewards.", low=0.0, high=1.0, advanced=True)
+    lam: float = _field(0.95, "Lambda of generalised advantage estimation.", low=0.0, high=1.0, advanced=True)
+    cliprange: float = _field(0.2, "Clip of the policy's ratio.", low=0.0, advanced=True)
+    cliprange_value: float = _field(0.2, "Clip of the value's step.", low=0.0, advanced=True)
+    vf_coef: float = _field(0.1, "Weight of the value loss.", low=0.0, advanced=True)
+    whiten_rewards: bool = _field(False, "Scale rewards to variance 1.", advanced=True)
+    temperature: float = _field(1.0, "Sampling temperature.", low=1e-3, high=10.0)
+    max_new_tokens: int = _field(48, "Longest answer in tokens.", low=1)
+    missing_eos_penalty: float = _field(
+        1.0, "An answer that does not end scores minus this, whatever it says.", low=0.0
+    )
+    scale_scores: bool = _field(True, "Divide scores by their spread over the rankings.", advanced=True)
+    score_clip: float = _field(10.0, "Largest size of a score; 0 = no limit.", low=0.0, advanced=True)
+    kl_budget: float = _field(0.0, "Ends the run when an answer's KL from the reference passes it; 0 = never.", low=0.0)
+    target_kl: float = _field(0.0, "Ends an update early when approx_kl passes it; 0 = never.", low=0.0, advanced=True)
+    sample_every: int = _field(10, "Updates between stored samples; 0 = none.", low=0)
+    log_every: int = _field(1, "Updates between two points of the curves.", low=1, advanced=True)
+    checkpoint_every: int = _field(10, "Updates between checkpoints.", low=1, advanced=True)
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.minibatches:
+            raise ConfigError(
+                f"batch_size is {self.batch_size} and minibatches is {self.minibatches}: "
+                "choose a number of minibatches that divides the batch."
+            )
+        if self.ptx_coef and not self.demonstrations:
+            raise ConfigError(f"ptx_coef is {self.ptx_coef} and demonstrations is empty: name a file or set it to 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(_Common):
+    """Compare two policies on held-out prompts by a reward model."""
+
+    new: str = _field("", "The newer policy.", required=True)
+    old: str = _field("", "The policy it is compared with.", required=True)
+    reward_model: str = _field("", "Model that scores answers.", required=True)
+    prompts: str = _field("data/prompts.jsonl", "Rows {prompt}.", required=True)
+    samples_per_prompt: int = _field(1, "Answers per prompt and policy.", low=1)
+    batch_size: int = _field(64, "Answers sampled at once.", low=1, advanced=True)
+    temperature: float = _field(1.0, "Sampling temperature; 0 = greedy.", low=0.0, high=10.0)
+    max_new_tokens: int = _field(48, "Longest answer in tokens.", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(_Common):
+    """Write completions for prompts."""
+
+    model: str = _field("", "Model that writes.", required=True)
+    prompts: str | list[str] = _field("data/prompts.jsonl", "A file of rows {prompt}, or a list of them.")  # noqa: RUF009
+    n: int = _field(4, "Completions per prompt.", low=1)
+    batch_size: int = _field(64, "Completions written at once.", low=1, advanced=True)
+    temperature: float = _field(1.0, "Sampling temperature; 0 = greedy.", low=0.0, high=10.0)
+    top_k: int = _field(0, "Sample among the k likeliest tokens; 0 = all.", low=0)
+    top_p: float = _field(1.0, "Sample among the likeliest tokens that hold this share.", low=0.0, high=1.0)
+    max_new_tokens: int = _field(48, "Longest completion in tokens.", low=1)
+
+
+STAGES: dict[str, type] = {
+    "tokenizer": TokenizerConfig,
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+}
+
+
+def parse(stage: str, values: dict[str, Any]) -> Any:
+    """The stage's config from plain values; raises ConfigError with one sentence."""
+    if stage not in STAGES:
+        raise ConfigError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
+    fields = {f.name: f for f in dataclasses.fields(STAGES[stage])}
+    hints = typing.get_type_hints(STAGES[stage])
+    for name in values:
+        if name not in fields:
+            raise ConfigError(_unknown(stage, name, list(fields)))
+    checked = {name: _checked(fields[name], hints[name], value) for name, value in values.items()}
+    for name, f in fields.items():
+        if f.metadata.get("required") and not checked.get(name, _default(f)):
+            raise ConfigError(f"{name} is missing in the settings of stage {stage}: {f.metadata['help']}")
+    return STAGES[stage](**checked)
+
+
+def _unknown(stage: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"Stage {stage} has no setting {name!r} (it has {len(known)}): did you mean {near[0]!r}?"
+
+
+def _default(f: "dataclasses.Field[Any]") -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def _checked(f: "dataclasses.Field[Any]", hint: Any, value: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if not any(_is(kind, value) for kind in kinds):
+        raise ConfigError(f"{f.name} is {value!r}: it must be {_named(kinds)}.")
+    if float in kinds:
+        value = float(value)
+    limits = f.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        allowed = ", ".join(repr(c) for c in limits["choices"])
+        raise ConfigError(f"{f.name} is {value!r}: choose one of {allowed}.")
+    if "low" in limits and value < limits["low"]:
+        raise ConfigError(f"{f.name} is {value}: it must be at least {limits['low']}.")
+    if "high" in limits and value > limits["high"]:
+        raise ConfigError(f"{f.name} is {value}: it must be at most {limits['high']}.")
+    return value
+
+
+def _is(kind: Any, value: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        item = typing.get_origin(typing.get_args(kind)[0]) or typing.get_args(kind)[0]
+        return isinstance(value, list) and all(isinstance(v, item) for v in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind is not type(None) and isinstance(value, kind)
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "empty"}
+
+
+def _named(kinds: tuple[Any, ...]) -> str:
+    return " or ".join(_NAMES.get(kind, "a list") for kind in kinds)
+
+
+def field_type(stage: str, name: str) -> Any:
+    """The type of a setting; raises ConfigError with the nearest known name."""
+    fields = [f.name for f in dataclasses.fields(STAGES[stage])]
+    if name not in fields:
+        raise ConfigError(_unknown(stage, name, fields))
+    return typing.get_type_hints(STAGES[stage])[name]

@@ -1,0 +1,295 @@
+"""One PPO update: sample answers, judge them, then a few epochs of clipped losses (Schulman et al. 2017).
+
+What learns is in `Learner`, what is only read in `Frozen`; dropout is off in all four networks, always.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from training import advantages as adv
+from training import optim
+from training.config import PPOConfig, TrainingError
+from training.device import Compute
+from training.engine import Request, generate
+from training.model import GPT, RewardModel
+from training.rollout import (
+    Demonstration,
+    Episodes,
+    completion_logprobs,
+    completion_values,
+    demonstration_loss,
+    generator,
+    padded,
+    prompts_of_update,
+    scores,
+)
+from training.tokenizer import Tokenizer
+
+RATIO_TOLERANCE = 1e-6
+
+
+@dataclass
+class Learner:
+    """Everything an update changes: what a checkpoint holds."""
+
+    policy: GPT
+    value_model: RewardModel
+    policy_optimizer: torch.optim.Optimizer
+    value_optimizer: torch.optim.Optimizer
+    kl_coef: float
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What an update only reads."""
+
+    ref_policy: GPT
+    reward_model: RewardModel
+    tokenizer: Tokenizer
+    prompts: list[list[int]]
+    compute: Compute
+    demonstrations: list[Demonstration] = field(default_factory=list)
+    skipped: int = 0  # prompts too long to use
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Episodes with all that was computed before the first gradient; tensors are (B, S) unless noted."""
+
+    episodes: Episodes
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    scores: Tensor  # (B,)
+    entropy: float  # nats per token, of the policy that sampled
+
+
+def ppo_update(
+    learner: Learner, frozen: Frozen, config: PPOConfig, update: int
+) -> tuple[dict[str, float], list[Request], Judged]:
+    """One round of sampling and learning; everything random in it depends on (seed, update) alone."""
+    torch.manual_seed(optim.step_seed(config.seed, update))
+    requests = _sample_answers(learner.policy, frozen, config, update)
+    episodes = Episodes.of(requests, frozen.tokenizer.pad_id, learner.policy.device)
+    parts = [_parts(config, update, epoch) for epoch in range(config.epochs)]
+    judged = judge(learner, frozen, config, episodes, parts[0])
+    _check_start(judged, update)
+    figures = _learn(learner, frozen, config, judged, parts, update)
+    figures |= describe(judged, learner.kl_coef, requests)
+    learner.kl_coef = adv.next_kl_coef(
+        learner.kl_coef,
+        figures["kl_k1"],
+        target=config.kl_target,
+        horizon=config.kl_horizon,
+        episodes=config.batch_size,
+    )
+    _check_finite(figures, update)
+    return figures, requests, judged
+
+
+def _sample_answers(policy: GPT, frozen: Frozen, config: PPOConfig, update: int) -> list[Request]:
+    """Unfiltered samples (no top-k, no top-p): only those come from the distribution that the losses speak of."""
+    chosen = prompts_of_update(len(frozen.prompts), update, config.batch_size, config.seed)
+    prompts = [frozen.prompts[i] for i in chosen]
+    seeds = generator(config.seed, 3, update).integers(2**62, size=len(prompts)).tolist()
+    return generate(
+        policy,
+        frozen.tokenizer,
+        prompts,
+        seeds,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        max_batch=len(prompts),
+        compute=frozen.compute,
+    )
+
+
+def _parts(config: PPOConfig, update: int, epoch: int) -> list[Tensor]:
+    order = generator(config.seed, 4, update, epoch).permutation(config.batch_size)
+    return list(torch.from_numpy(order).chunk(config.minibatches))
+
+
+@torch.no_grad()
+def judge(learner: Learner, frozen: Frozen, config: PPOConfig, episodes: Episodes, parts: list[Tensor]) -> Judged:
+    """All that must be known before the first gradient.
+
+    Old log-probabilities are computed in the very minibatches of the first epoch: the same shapes give the same
+    roundings, so the first ratio is 1 and not almost 1.
+    """
+    compute = frozen.compute
+    logprobs, ref_logprobs, values = (torch.zeros_like(episodes.mask) for _ in range(3))
+    raw, entropy = torch.zeros_like(episodes.mask[:, 0]), 0.0
+    for index in parts:
+        part = episodes.rows(index)
+        width = part.mask.shape[1]
+        chosen, everything = completion_logprobs(learner.policy, part, config.temperature, compute)
+        logprobs[index, :width] = padded(chosen, part.mask)
+        entropy -= (everything.exp() * everything).sum().item()
+        ref = completion_logprobs(frozen.ref_policy, part, config.temperature, compute)[0]
+        ref_logprobs[index, :width] = padded(ref, part.mask)
+        values[index, :width] = padded(completion_values(learner.value_model, part, compute), part.mask)
+        raw[index] = scores(
+            frozen.reward_model,
+            part,
+            compute,
+            missing_eos_penalty=config.missing_eos_penalty,
+            score_clip=config.score_clip,
+        )
+    rewards = adv.token_rewards(logprobs - ref_logprobs, raw, episodes.mask, learner.kl_coef)
+    if config.whiten_rewards:
+        rewards = adv.whiten(rewards, episodes.mask, shift_mean=False)
+    advantages, returns = adv.gae(rewards, values, episodes.mask, config.gamma, config.lam)
+    advantages = adv.whiten(advantages, episodes.mask)
+    return Judged(
+        episodes, logprobs, ref_logprobs, values, advantages, returns, raw, entropy / episodes.mask.sum().item()
+    )
+
+
+def _learn(
+    learner: Learner, frozen: Frozen, config: PPOConfig, judged: Judged, parts: list[list[Tensor]], update: int
+) -> dict[str, float]:
+    """The epochs of one update; in the first `value_warmup` updates only the value model learns."""
+    _set_rates(learner, config, update)
+    figures: dict[str, list[float]] = {}
+    teach_policy = update >= config.value_warmup
+    for place, index in enumerate(index for epoch in parts for index in epoch):
+        seen = _value_step(learner, config, judged, index, frozen.compute)
+        if teach_policy:
+            extra = _demonstration_term(learner.policy, frozen, config, (update, place), len(index))
+            first = "ratio_first" not in figures
+            seen |= _policy_step(learner, config, judged, index, frozen.compute, extra, first=first)
+        for name, figure in seen.items():
+            figures.setdefault(name, []).append(figure)
+        # The step that went too far is kept; the rest of this update's passes are not taken.
+        teach_policy = teach_policy and not 0 < config.target_kl < seen.get("approx_kl", 0.0)
+    rate = learner.policy_optimizer.param_groups[0]["lr"]
+    return {name: math.fsum(seen) / len(seen) for name, seen in figures.items()} | {"lr": rate}
+
+
+def _demonstration_term(
+    policy: GPT, frozen: Frozen, config: PPOConfig, when: tuple[int, int], rows: int
+) -> Tensor | None:
+    """As many demonstrations as the minibatch has answers, drawn for this (update, minibatch) alone."""
+    if not config.ptx_coef:
+        return None
+    drawn = generator(config.seed, 5, *when).integers(len(frozen.demonstrations), size=rows)
+    batch = [frozen.demonstrations[i] for i in drawn]
+    return config.ptx_coef * demonstration_loss(policy, batch, frozen.tokenizer.pad_id, frozen.compute)
+
+
+def _policy_step(
+    learner: Learner,
+    config: PPOConfig,
+    judged: Judged,
+    index: Tensor,
+    compute: Compute,
+    extra: Tensor | None,
+    *,
+    first: bool,
+) -> dict[str, float]:
+    part = judged.episodes.rows(index)
+    on = part.mask.bool()
+    logprobs, _ = completion_logprobs(learner.policy, part, config.temperature, compute)  # (n,)
+    old = judged.logprobs[index, : on.shape[1]][on]
+    log_ratio = logprobs - old
+    ratio = log_ratio.exp()
+    if first:
+        _check_ratio(ratio)
+    losses, clipped = adv.policy_loss(ratio, judged.advantages[index, : on.shape[1]][on], config.cliprange)
+    loss = losses.mean()  # over the minibatch's tokens
+    _step(learner.policy_optimizer, learner.policy, loss if extra is None else loss + extra, config.grad_clip)
+    with torch.no_grad():
+        approx_kl = (ratio - 1 - log_ratio).mean()
+    seen = {"policy_loss": loss.item(), "clipfrac": clipped.mean().item(), "approx_kl": approx_kl.item()}
+    if first:
+        seen["ratio_first"] = ratio.mean().item()
+    if extra is not None:
+        seen["ptx_loss"] = extra.item() / config.ptx_coef
+    return seen
+
+
+def _value_step(
+    learner: Learner, config: PPOConfig, judged: Judged, index: Tensor, compute: Compute
+) -> dict[str, float]:
+    part = judged.episodes.rows(index)
+    on = part.mask.bool()
+    values = completion_values(learner.value_model, part, compute)  # (n,)
+    old, returns = (tensor[index, : on.shape[1]][on] for tensor in (judged.values, judged.returns))
+    loss = adv.value_loss(values, old, returns, config.cliprange_value).mean()
+    _step(learner.value_optimizer, learner.value_model, config.vf_coef * loss, config.grad_clip)
+    return {"value_loss": loss.item()}
+
+
+def _step(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor, grad_clip: float) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optim.clip(model, grad_clip)
+    optimizer.step()
+
+
+def _set_rates(learner: Learner, config: PPOConfig, update: int) -> None:
+    """Warm-up, then a straight line down to min_lr_ratio; counted in updates, so it needs no state."""
+    warm = min(1.0, (update + 1) / (config.warmup_steps + 1))
+    left = 1 - update / config.updates
+    factor = warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
+    for optimizer, highest in (
+        (learner.policy_optimizer, config.learning_rate),
+        (learner.value_optimizer, config.value_learning_rate),
+    ):
+        optim.set_learning_rate(optimizer, highest * factor)
+
+
+def describe(judged: Judged, kl_coef: float, requests: list[Request]) -> dict[str, float]:
+    """What an update sampled, per answer. kl is Schulman's k3 (never negative); kl_k1 is what rewards paid."""
+    mask = judged.episodes.mask
+    rows = mask.shape[0]
+    k1 = ((judged.logprobs - judged.ref_logprobs) * mask).sum() / rows
+    k3 = (adv.k3(judged.logprobs, judged.ref_logprobs) * mask).sum() / rows
+    score = judged.scores.mean()
+    # Masked states lie row after row, in the order in which the engine wrote the tokens.
+    sampled = torch.tensor([p for r in requests for p in r.logprobs], device=mask.device)
+    return {
+        "reward": (score - kl_coef * k1).item(),
+        "score": score.item(),
+        "kl": k3.item(),
+        "kl_k1": k1.item(),
+        "kl_coef": kl_coef,
+        "entropy": judged.entropy,
+        "eos_share": judged.episodes.ended.float().mean().item(),
+        "length": mask.sum().item() / rows,
+        "sampler_gap": (judged.logprobs[mask.bool()] - sampled).abs().max().item(),
+    }
+
+
+def _check_start(judged: Judged, update: int) -> None:
+    """Before the first gradient the policy is its own reference."""
+    gap = (judged.logprobs - judged.ref_logprobs).abs().max().item()
+    if update == 0 and gap > RATIO_TOLERANCE:
+        raise TrainingError(
+            f"At update 1 policy and reference differ by {gap:.1e} nats (at most {RATIO_TOLERANCE:.0e} is allowed): "
+            "start the run again from its base model."
+        )
+
+
+def _check_ratio(ratio: Tensor) -> None:
+    off = (ratio - 1).abs().max().item()
+    if not off <= RATIO_TOLERANCE:
+        raise TrainingError(
+            f"The first ratio of an update is off by {off:.1e} (at most {RATIO_TOLERANCE:.0e} is allowed), so old and "
+            "new log-probabilities disagree: run again with precision fp32."
+        )
+
+
+def _check_finite(figures: dict[str, float], update: int) -> None:
+    broken = [name for name, figure in figures.items() if not math.isfinite(figure)]
+    if broken:
+        raise TrainingError(
+            f"{broken[0]} is {figures[broken[0]]} at update {update + 1}: lower learning_rate or raise kl_coef."
+        )

@@ -1,0 +1,138 @@
+"""Stage `pretrain`: next-token prediction on texts. A run directory in, a base model out."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training import checkpoint, data, device, optim, tokenizer
+from training.config import PretrainConfig, TrainingError
+from training.data import Source
+from training.device import Compute
+from training.model import GPT, continue_text, parameter_count
+from training.report import Pace, Report, Stopped
+from training.tokenizer import Tokenizer
+
+
+def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+    compute = device.prepare(config)
+    model, tok = _start(config, run_dir, compute)
+    sources = data.open_sources(config.sources, run_dir, tok, model.config.n_positions, config.val_fraction)
+    optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
+    checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
+    step, newest = 0, {}
+    if saved := checkpoints.latest():
+        step, newest = saved[0], saved[2]["newest"]
+        optim.load_state_tensors(model, optimizer, saved[1])
+    report.rewind(step if saved else -1)
+    if not saved and config.val_fraction:
+        report(0, {"steps": config.steps, **validate(model, sources, config, compute)})
+    pace, figures = Pace(), {}
+    while step < config.steps:
+        last = step + 1 == config.steps
+        with pace.of(config.batch_size * model.config.n_positions):
+            rate, loss, norm = learn(model, optimizer, sources, config, compute, step)
+            step += 1
+            if step % config.log_every == 0 or last:
+                figures = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
+                optim.require_finite(figures["loss"], step, config.learning_rate)
+        if figures:
+            figures["tokens_per_s"] = pace.lap()
+        if config.val_fraction and (step % config.val_every == 0 or last):
+            figures |= validate(model, sources, config, compute)
+        if figures:
+            report(step, {"steps": config.steps, **figures})
+            newest, figures = {**newest, **figures}, {}
+        if config.sample_every and (step % config.sample_every == 0 or last):
+            report.sample(step, prompt=config.sample_prompt, text=_sample(model, tok, config, step))
+        if checkpoints.due(step, config.checkpoint_every) or last or report.stopping:
+            checkpoints.save(step, optim.state_tensors(model, optimizer), {"newest": newest})
+        if report.stopping and not last:
+            raise Stopped(step)
+    report.fence()
+    card = {"stage": "pretrain", "run": run_dir.name, "parent": config.base or None}
+    checkpoint.save_model(run_dir / "model", model, tok, "base", card)
+    return _result(newest, model, sources, pace)
+
+
+def learn(
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    sources: Sequence[Source],
+    config: PretrainConfig,
+    compute: Compute,
+    step: int,
+) -> tuple[float, Tensor, Tensor]:
+    """One optimizer step, a function of the weights and (seed, step) alone; returns learning rate, loss and norm."""
+    torch.manual_seed(optim.step_seed(config.seed, step))
+    rate = optim.learning_rate(step, config.steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
+    optim.set_learning_rate(optimizer, rate)
+    inputs, targets = data.batch(sources, config.seed, step, config.batch_size, model.config.n_positions)
+    model.train()
+    total = torch.zeros((), device=compute.device)
+    parts = min(config.grad_accum, len(inputs))
+    for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+        loss = token_loss(model, x.to(compute.device), y.to(compute.device), compute) / targets.numel()
+        loss.backward()
+        total += loss.detach()
+    norm = optim.clip(model, config.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return rate, total, norm
+
+
+def token_loss(model: GPT, inputs: Tensor, targets: Tensor, compute: Compute) -> Tensor:
+    """Cross entropy summed over the tokens; targets (B, T), -1 = not learned."""
+    with compute.autocast():
+        logits = model.logits(model(inputs))  # (B, T, V)
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+
+
+@torch.no_grad()
+def validate(model: GPT, sources: Sequence[Source], config: PretrainConfig, compute: Compute) -> dict[str, float]:
+    """Mean loss on the validation tails, each source by its weight, and the same in bits per byte of text."""
+    model.eval()
+    loss = bits = 0.0
+    weights = sum(source.weight for source in sources)
+    most = math.ceil(config.val_batches / len(sources))
+    for source in sources:
+        total, tokens = 0.0, 0
+        for x, y in data.val_batches(source, config.batch_size, model.config.n_positions, most):
+            total += float(token_loss(model, x.to(compute.device), y.to(compute.device), compute))
+            tokens += y.numel()
+        loss += source.weight / weights * total / tokens
+        bits += source.weight / weights * total / tokens / math.log(2) / source.bytes_per_token
+    return {"val_loss": loss, "val_bits_per_byte": bits}
+
+
+def _start(config: PretrainConfig, run_dir: Path, compute: Compute) -> tuple[GPT, Tokenizer]:
+    if config.base:
+        model, tok, _ = checkpoint.load_model(data.resolve(run_dir, config.base), compute.device)
+        if config.tokenizer:
+            own = tokenizer.load(data.resolve(run_dir, config.tokenizer))
+            checkpoint.require_same_tokenizer(tok, own, ("The base model", "the tokenizer"))
+        return model, tok
+    if not config.tokenizer:
+        raise TrainingError(
+            "There are 0 tokenizers in the settings: run the stage tokenizer and name its model folder."
+        )
+    tok = tokenizer.load(data.resolve(run_dir, config.tokenizer))
+    torch.manual_seed(config.seed)
+    return GPT(config.model(tok.vocab_size)).to(compute.device), tok
+
+
+def _sample(model: GPT, tok: Tokenizer, config: PretrainConfig, step: int) -> str:
+    model.eval()
+    ids = tok.encode(config.sample_prompt) or [tok.eos_id]
+    new = continue_text(model, ids, config.sample_tokens, 0.8, optim.step_seed(config.seed, step), tok.eos_id)
+    return tok.decode(i for i in new if i != tok.eos_id)
+
+
+def _result(newest: dict[str, float], model: GPT, sources: Sequence[Source], pace: Pace) -> dict[str, Any]:
+    tokens = {source.name: len(source.train) + len(source.val) for source in sources}
+    sizes = {"parameters": parameter_count(model), "corpus_tokens": tokens}
+    return {**newest, **sizes, "tokens_per_s": pace.overall(), "seconds": round(pace.seconds, 1)}

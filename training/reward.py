@@ -1,0 +1,256 @@
+"""Stage `reward`: learn from rankings which answers people prefer (Stiennon et al. 2020; Ouyang et al. 2022, C.2).
+
+One element of a batch is a whole ranking: each of its K completions is read once, and its C(K, 2) pair losses weigh 1
+together. The score is read at the EOS only. One pass is enough: more overfits.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import checkpoint, comparisons, data, device, optim
+from training.chat import render_example
+from training.config import RewardConfig, TrainingError
+from training.device import Compute
+from training.model import RewardModel
+from training.report import Report, Stopped
+from training.rollout import stack
+from training.tokenizer import Tokenizer
+
+SCORED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One prompt's completions as ids, each ending in EOS, and their order from best to worst in groups of equals."""
+
+    prompt: str
+    responses: list[str]
+    examples: list[list[int]]
+    answer_lengths: list[int]
+    groups: list[list[int]]
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.examples))
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(better, worse) completions; ties have no order to learn or to test."""
+        return [(p.first, p.second) for p in comparisons.comparisons(self.groups) if p.target == 1.0]
+
+
+def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+    """Rankings and an SFT model in, a reward model out whose mean on demonstrations is 0."""
+    started = time.monotonic()
+    compute = device.prepare_exact(config)
+    torch.manual_seed(optim.step_seed(config.seed, 0))  # the head's first weights
+    trunk, tokenizer, card = checkpoint.load_model(data.resolve(run_dir, config.base), compute.device)
+    model = RewardModel(trunk).to(compute.device).eval()  # eval: dropout is off in training too
+    context = model.config.n_positions
+    rankings, skipped = read_rankings(data.resolve(run_dir, config.data), tokenizer, context)
+    held_out, more = read_rankings(data.resolve(run_dir, config.val), tokenizer, context) if config.val else ([], 0)
+    demonstrations = _demonstrations(config, run_dir, tokenizer, context)
+    n = sum(len(ranking.pairs()) for ranking in rankings)
+    if n < config.min_comparisons:
+        raise TrainingError(f"Only {n} comparisons; this run needs {config.min_comparisons}: rank more completions.")
+
+    train_loss = _train(config, run_dir, report, model, rankings, tokenizer, compute)
+    result = {"train_loss": train_loss, "train_pairs": n, "rankings": len(rankings), "skipped_too_long": skipped + more}
+    result |= _centre(model, rankings, demonstrations, tokenizer, compute)
+    result |= _validate(model, rankings, held_out, tokenizer, compute, run_dir)
+    report.fence()
+    meta = {"stage": "reward", "run": run_dir.name, "parent": config.base, "reward_std": result["reward_std"]}
+    checkpoint.save_model(run_dir / "model", model, tokenizer, "reward", meta | _lineage(card))
+    return result | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def read_rankings(path: Path, tokenizer: Tokenizer, context: int) -> tuple[list[Ranking], int]:
+    """Rankings of a file, and how many were left out because an answer passes the context."""
+    rows = data.read_rows(path, {"prompt": str, "responses": list, "ranking": list}, {"none_good": bool})
+    read = [_ranking(row, f"{path.name} row {number}", tokenizer) for number, row in enumerate(rows, start=1)]
+    fitting = [ranking for ranking in read if ranking.longest <= context]
+    if not fitting:
+        raise TrainingError(
+            f"All {len(read)} rankings are longer than the context of {context} tokens (the shortest has "
+            f"{min(ranking.longest for ranking in read)}): shorten them or take a base model with a longer context."
+        )
+    return fitting, len(read) - len(fitting)
+
+
+def _ranking(row: dict[str, Any], where: str, tokenizer: Tokenizer) -> Ranking:
+    responses = row["responses"]
+    if len(responses) < 2 or not all(isinstance(response, str) for response in responses):
+        raise TrainingError(f"{where} has {len(responses)} responses: give at least 2 texts.")
+    try:
+        groups = comparisons.tiers(row["ranking"], len(responses))
+    except ValueError as error:
+        raise TrainingError(f"{where}: {error}; name each of the {len(responses)} responses once.") from None
+    rendered = [render_example(tokenizer, row["prompt"], response) for response in responses]
+    return Ranking(row["prompt"], responses, [ids for ids, _ in rendered], [sum(mask) for _, mask in rendered], groups)
+
+
+def _demonstrations(config: RewardConfig, run_dir: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
+    if not config.demonstrations:
+        return []
+    rows = data.read_rows(data.resolve(run_dir, config.demonstrations), {"instruction": str, "response": str})
+    examples = [render_example(tokenizer, row["instruction"], row["response"])[0] for row in rows]
+    return [ids for ids in examples if len(ids) <= context]
+
+
+def _train(
+    config: RewardConfig,
+    run_dir: Path,
+    report: Report,
+    model: RewardModel,
+    rankings: list[Ranking],
+    tokenizer: Tokenizer,
+    compute: Compute,
+) -> float:
+    """Mean loss of the last tenth of the run. Which rankings a step takes depends on (seed, step) alone."""
+    optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
+    checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
+    per_epoch = math.ceil(len(rankings) / config.batch_size)
+    steps = per_epoch * config.epochs
+    done, losses = 0, list[float]()
+    if saved := checkpoints.latest():
+        done, tensors, state = saved
+        losses = state["losses"]
+        optim.load_state_tensors(model, optimizer, tensors)
+    report.rewind(done)
+    for step in range(done + 1, steps + 1):
+        epoch, place = divmod(step - 1, per_epoch)
+        order = data.epoch_order(len(rankings), config.seed, epoch)
+        batch = [rankings[i] for i in order[place * config.batch_size : (place + 1) * config.batch_size]]
+        rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
+        optim.set_learning_rate(optimizer, rate)
+        figures = _step(config, model, optimizer, batch, tokenizer, compute)
+        optim.require_finite(figures["loss"], step, config.learning_rate)
+        losses.append(figures["loss"])
+        if step % config.log_every == 0 or step in (1, steps):
+            report(step, {"steps": steps, **figures, "lr": rate})
+        if checkpoints.due(step, config.checkpoint_every) or step == steps or report.stopping:
+            checkpoints.save(step, optim.state_tensors(model, optimizer), {"losses": losses})
+        if report.stopping and step < steps:
+            raise Stopped(step)
+    return statistics.fmean(losses[-max(1, steps // 10) :])
+
+
+def _step(
+    config: RewardConfig,
+    model: RewardModel,
+    optimizer: torch.optim.Optimizer,
+    batch: list[Ranking],
+    tokenizer: Tokenizer,
+    compute: Compute,
+) -> dict[str, float]:
+    examples = [ids for ranking in batch for ids in ranking.examples]
+    tokens, lengths = stack(examples, tokenizer.pad_id, compute.device)  # (N, T), (N,)
+    with compute.autocast():
+        scores = model.score(tokens, lengths - 1)  # (N,)
+    loss = comparisons.k_wise_loss(scores, [ranking.groups for ranking in batch]) / len(batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = float(optim.clip(model, config.grad_clip))
+    optimizer.step()
+    share, _ = comparisons.accuracy(_gaps(batch, scores.tolist()))
+    return {"loss": loss.item(), "accuracy": share, "grad_norm": grad_norm}
+
+
+def _gaps(rankings: Sequence[Ranking], scores: Sequence[float]) -> list[float]:
+    """Better minus worse for every untied pair; scores run through the rankings one after the other."""
+    gaps, start = [], 0
+    for ranking in rankings:
+        gaps += [scores[start + better] - scores[start + worse] for better, worse in ranking.pairs()]
+        start += len(ranking.examples)
+    return gaps
+
+
+@torch.no_grad()
+def score_all(model: RewardModel, examples: Sequence[Sequence[int]], pad_id: int, compute: Compute) -> list[float]:
+    """One reward per example (ids that end in EOS), in their order; near lengths share a batch."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+    rewards = [0.0] * len(examples)
+    for start in range(0, len(order), SCORED_AT_ONCE):
+        chosen = order[start : start + SCORED_AT_ONCE]
+        tokens, lengths = stack([examples[i] for i in chosen], pad_id, compute.device)
+        with compute.autocast():
+            scores = model.score(tokens, lengths - 1)
+        for i, score in zip(chosen, scores.tolist(), strict=True):
+            rewards[i] = score
+    return rewards
+
+
+def _centre(
+    model: RewardModel,
+    rankings: list[Ranking],
+    demonstrations: list[list[int]],
+    tokenizer: Tokenizer,
+    compute: Compute,
+) -> dict[str, float]:
+    """Shift the bias so that demonstrations (or, without any, the ranked completions) score 0 on average.
+
+    Comparisons leave the level of a reward open; a fixed zero is what the missing-EOS penalty and the curves stand on.
+    """
+    ranked = score_all(model, [ids for r in rankings for ids in r.examples], tokenizer.pad_id, compute)
+    level = score_all(model, demonstrations, tokenizer.pad_id, compute) if demonstrations else ranked
+    model.bias -= statistics.fmean(level)
+    after = score_all(model, demonstrations, tokenizer.pad_id, compute) if demonstrations else [0.0]
+    return {"mean_on_demonstrations": statistics.fmean(after), "reward_std": statistics.pstdev(ranked)}
+
+
+def _validate(
+    model: RewardModel,
+    rankings: list[Ranking],
+    held_out: list[Ranking],
+    tokenizer: Tokenizer,
+    compute: Compute,
+    run_dir: Path,
+) -> dict[str, Any]:
+    """Accuracy over held-out pairs with its interval, beside what length alone would give; writes val_pairs.jsonl."""
+    if not held_out:
+        return {"val_accuracy": None, "val_pairs": 0}
+    rewards = score_all(model, [ids for r in held_out for ids in r.examples], tokenizer.pad_id, compute)
+    share, n = comparisons.accuracy(_gaps(held_out, rewards))
+    low, high = comparisons.wilson(share, n)
+    _write_pairs(run_dir / "val_pairs.jsonl", held_out, rewards)
+    baseline = comparisons.length_baseline(_length_pairs(rankings), _length_pairs(held_out))
+    return {
+        "val_accuracy": share if n else None,
+        "val_pairs": n,
+        "val_accuracy_low": low,
+        "val_accuracy_high": high,
+        "length_baseline": baseline if n else None,
+    }
+
+
+def _length_pairs(rankings: list[Ranking]) -> list[tuple[int, int]]:
+    return [(r.answer_lengths[better], r.answer_lengths[worse]) for r in rankings for better, worse in r.pairs()]
+
+
+def _write_pairs(path: Path, rankings: list[Ranking], rewards: list[float]) -> None:
+    rows, start = [], 0
+    for ranking in rankings:
+        for better, worse in ranking.pairs():
+            rows.append(
+                {
+                    "prompt": ranking.prompt,
+                    "chosen": ranking.responses[better],
+                    "rejected": ranking.responses[worse],
+                    "chosen_reward": rewards[start + better],
+                    "rejected_reward": rewards[start + worse],
+                }
+            )
+        start += len(ranking.examples)
+    data.write_rows(path, rows)
+
+
+def _lineage(card: dict[str, Any]) -> dict[str, Any]:
+    return {"parent_kind": card.get("kind")}
