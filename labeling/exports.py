@@ -117,6 +117,8 @@ def write_rows(project: Project, kind: str, format: str, out: TextIO) -> int:
         raise LabelingError("TRL has no layout for rankings of more than two: export kind preferences instead.")
     count = 0
     for row in rows(project, kind):
+        if format == "trl" and row.get("split"):  # that layout cannot say that a prompt is held out
+            continue
         out.write(json.dumps(_as_trl(row, kind) if format == "trl" else row, ensure_ascii=False) + "\n")
         count += 1
     return count

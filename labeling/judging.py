@@ -1,7 +1,7 @@
 """Storing what people write and rank: once, whatever happens to the browser, and never overwritten without a trace."""
 
 import random
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
@@ -14,6 +14,8 @@ from labeling.models import AXES, Completion, Demonstration, Draft, Ranking, Rou
 from labeling.queue import finish_slot
 
 LONGEST = 20_000  # characters of one response or comment
+
+Judgement = TypeVar("Judgement", Ranking, Demonstration)
 
 
 def shown_completions(task: Task, user: User) -> list[Completion]:
@@ -80,12 +82,11 @@ def submit_ranking(
         "shown_order": [c.pk for c in shown_completions(task, user)],
         "seconds": max(0, min(seconds, 86_400)),
     }
-    made = _create_once(
-        Ranking, {"task": task, "annotator": user}, key,
-        {**content, "project": task.project, "source": source_of(user)},
-    )  # fmt: skip
+    identity = {"task": task, "annotator": user}
+    made = _create_once(Ranking, identity, key, {**content, "project": task.project, "source": source_of(user)})
     if made is None:
-        return _edit(Ranking.objects.select_for_update().get(task=task, annotator=user), key, content)
+        earlier = Ranking.objects.select_for_update().filter(**identity).first()
+        return _edit(earlier or _refuse_key(), key, content)
     made.slot = finish_slot(task, user)
     made.save(update_fields=["slot"])
     Draft.objects.filter(task=task, user=user).delete()
@@ -107,6 +108,8 @@ def submit_demonstration(*, task: Task, user: User, key: UUID, response: str) ->
     earlier = Demonstration.objects.select_for_update().filter(task=task, author=user).first()
     if earlier is not None:
         return _edit(earlier, key, {"response": response})
+    if Demonstration.objects.filter(key=key).exists():
+        _refuse_key()
     demonstration = Demonstration.objects.create(
         project=task.project, prompt=task.prompt, task=task, author=user, key=key, response=response,
         source=source_of(user),
@@ -127,18 +130,23 @@ def _create_once(model: type[Ranking], identity: dict[str, Any], key: UUID, cont
         return None
 
 
-def _edit(row: Any, key: UUID, content: dict[str, Any]) -> Any:
-    """Change a stored judgement and keep what stood before; the same form posted again changes nothing."""
-    if row.key == key or all(getattr(row, name) == value for name, value in content.items() if name != "seconds"):
+def _refuse_key() -> NoReturn:
+    raise LabelingError(_("This form has been used for another task: reload the page, what you wrote is in the draft."))
+
+
+def _edit(row: Judgement, key: UUID, content: dict[str, Any]) -> Judgement:
+    """Change a stored judgement and keep what stood before; a form posted again, however late, changes nothing."""
+    seen = {str(row.key), *(entry.get("key") for entry in row.history)}
+    if str(key) in seen or all(getattr(row, name) == value for name, value in content.items() if name != "seconds"):
         return row
-    current = row.task.round
+    current = row.task.round if row.task else None
     if current is not None and current.status not in {Round.Status.GENERATING, Round.Status.RANKING}:
         raise LabelingError(
             _("Round %(number)d is closed: what you sent first is kept, it can no longer be changed.")
             % {"number": current.number}
         )
     before = {name: getattr(row, name) for name in content}
-    row.history = [*row.history, {"at": now().isoformat(), **before}]
+    row.history = [*row.history, {"at": now().isoformat(), "key": str(row.key), **before}]
     row.key = key
     for name, value in content.items():
         setattr(row, name, value)

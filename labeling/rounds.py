@@ -154,7 +154,7 @@ def close_round(round: Round, by: User | None = None) -> Round:
     return round
 
 
-def _start_run(round: Round, field: str, stage: str, by: User | None, **inputs: ModelVersion | None) -> None:
+def _start_run(round: Round, field: str, stage: str, by: User | None, **inputs: Any) -> None:
     run = start_stage(
         project=round.project, stage=stage, by=by or round.opened_by, config=round.plan.get(stage, {}), **inputs
     )
@@ -162,9 +162,16 @@ def _start_run(round: Round, field: str, stage: str, by: User | None, **inputs: 
     round.refresh_from_db()
 
 
-@transaction.atomic
 def advance_round(round: Round) -> None:
     """Take the next step if the last one is done. Harmless to call at any time, by anybody, twice."""
+    try:
+        _advance(round)
+    except RegistryError as error:  # it stands on the round, and no other round waits for this one
+        Round.objects.filter(pk=round.pk).exclude(status__in=Round.OVER).update(error=str(error))
+
+
+@transaction.atomic
+def _advance(round: Round) -> None:
     round = Round.objects.select_for_update(of=("self",)).get(pk=round.pk)
     if round.status == Status.GENERATING:
         completions_written(round)
@@ -230,7 +237,16 @@ def reopen_ranking(round: Round, by: User | None = None) -> Round:
     if not round.error or not move(round, Status.TRAINING_REWARD, Status.RANKING, closed_at=None):
         raise LabelingError(_("Only a round that stands still at its reward model can be reopened."))
     round.tasks.update(status=Task.Status.OPEN)
+    if not Slot.objects.filter(task__round=round, done_at=None).exists():
+        _one_more_each(round)
     return round
+
+
+def _one_more_each(round: Round) -> None:
+    """Every task has all the rankings it asked for: it asks for another, by somebody else."""
+    Slot.objects.bulk_create(Slot(task=task, number=round.overlap) for task in round.tasks.all())
+    Round.objects.filter(pk=round.pk).update(overlap=round.overlap + 1)
+    round.refresh_from_db()
 
 
 @transaction.atomic
@@ -251,10 +267,10 @@ def retry_round(round: Round, by: User | None = None) -> Round:
             {"base": round.candidate, "reference": round.policy, "reward_model": round.reward_model},
         ),
     }  # fmt: skip
-    if round.status not in inputs or not round.error:
+    still = Round.objects.filter(pk=round.pk, status=round.status).exclude(error="")
+    if round.status not in inputs or not still.update(error=""):  # two clicks start one run
         raise LabelingError(_("There is nothing to try again in this round."))
     field, stage, models = inputs[round.status]
-    Round.objects.filter(pk=round.pk).update(error="")
     _start_run(round, field, stage, by, **models)
     return round
 

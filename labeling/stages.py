@@ -76,7 +76,7 @@ def start_stage(
                 % {"name": model.name, "input": name, "stage": stage, "kinds": ", ".join(kinds)}
             )
         inputs[name] = model
-    check_data(project, stage)
+    check_data(project, stage, config or {})
     if stage in {"tokenizer", "pretrain"} and not datasets:
         datasets = list(corpora(project))
     return start_run(project=project, stage=stage, config=config, datasets=datasets, by=by, **inputs)
@@ -86,11 +86,13 @@ def corpora(project: Project) -> QuerySet[Dataset]:
     return Dataset.objects.filter(project=project, kind=Dataset.Kind.CORPUS).order_by("pk")
 
 
-def check_data(project: Project, stage: str) -> None:
+def check_data(project: Project, stage: str, config: dict[str, Any] | None = None) -> None:
     """Raise a sentence now instead of a failed run later."""
-    if stage in {"tokenizer", "pretrain"} and not corpora(project).exists():
+    config = config or {}
+    needs_text = stage == "pretrain" or (stage == "tokenizer" and not config.get("encoding"))
+    if needs_text and not corpora(project).exists():
         raise LabelingError(_("There is no corpus in this project yet: add a text file on the data page."))
-    if stage == "sft" and not exports.demonstrations(project).exists():
+    if (stage == "sft" or config.get("ptx_coef")) and not exports.demonstrations(project).exists():
         raise LabelingError(_("There are no demonstrations yet: write some, or import a file on the data page."))
     if stage == "reward" and not exports.rankings(project).exists():
         raise LabelingError(_("There are no rankings yet: open a round and rank, or import a file on the data page."))
@@ -114,6 +116,8 @@ def freeze_inputs(run: Run) -> dict[str, Dataset]:
         frozen["demonstrations"] = exports.freeze_demonstrations(project, by)
     elif run.stage == "ppo":
         frozen["prompts"] = exports.freeze_prompts(project, Prompt.Split.TRAIN, by)
+        if run.config.get("ptx_coef"):
+            frozen["demonstrations"] = exports.freeze_demonstrations(project, by)
     elif run.stage == "evaluate":
         split = Prompt.Split.HOLDOUT if exports.prompts(project, Prompt.Split.HOLDOUT).exists() else Prompt.Split.TRAIN
         frozen["prompts"] = exports.freeze_prompts(project, split, by)

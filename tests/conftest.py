@@ -12,6 +12,12 @@ def _member(project: Project, name: str, role: str) -> User:
     return user
 
 
+@pytest.fixture(autouse=True)
+def _quick_passwords(settings) -> None:
+    """The real hasher is slow on purpose."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
 @pytest.fixture
 def project(db: None) -> Project:
     return Project.objects.create(name="Plaza", slug="plaza")

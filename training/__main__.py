@@ -6,6 +6,7 @@ import errno
 import fcntl
 import importlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -15,6 +16,10 @@ from typing import Any
 
 from training.config import STAGES, TrainingError, parse
 from training.report import Report, Stopped, die_with_stdin
+
+# Idle threads sleep instead of spinning: on cores shared with other programs a spinning team is several times slower.
+# libgomp reads this when torch is loaded, which is later.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 FAILED = 1
 _LOCK_WAIT = 30.0  # seconds that a new attempt gives an older one to notice that it is over

@@ -1,6 +1,7 @@
 """What the demo achieved, measured by the small world's hidden utility, which no model ever saw."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from accounts.models import Project
@@ -20,7 +21,9 @@ ORDER = (
 def summarise(project: Project, round: Round, seconds: float, seed: int) -> dict[str, Any]:
     """The figures of summary.json and, under "examples", three answers before and after."""
     results = {run.stage: run.result for run in Run.objects.filter(project=project, status="succeeded").order_by("-pk")}
+    assert round.reward_run is not None
     assert round.evaluate_run is not None
+    results |= {run.stage: run.result for run in (round.reward_run, round.evaluate_run)}
     samples = [s.values for s in Sample.objects.filter(run=round.evaluate_run)] or _samples_of(round.evaluate_run)
     before = [world.judge(s["prompt"], s["old"]) for s in samples]
     after = [world.judge(s["prompt"], s["new"]) for s in samples]
@@ -51,16 +54,20 @@ def summarise(project: Project, round: Round, seconds: float, seed: int) -> dict
 
 
 def _samples_of(run: Run) -> list[dict[str, Any]]:
-    lines = (run.directory / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return _read(run.directory / "samples.jsonl")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:  # not splitlines: a text may hold U+2028
+        return [json.loads(line) for line in lines]
 
 
 def ceiling(round: Round) -> float:
     """How well the hidden utility itself predicts the noisy held-out rankings: no reward model can do better."""
     assert round.reward_run is not None
     held_out = round.reward_run.datasets.filter(kind=Dataset.Kind.RANKINGS, manifest__role="val").first()
-    lines = held_out.file.read_text(encoding="utf-8").splitlines() if held_out else []
-    return world.noise_ceiling([pair for line in lines for pair in pairs(json.loads(line))])
+    rows = _read(held_out.file) if held_out else []
+    return world.noise_ceiling([pair for row in rows for pair in pairs(row)])
 
 
 def _win(new: float, old: float) -> float:
@@ -68,7 +75,7 @@ def _win(new: float, old: float) -> float:
 
 
 def _mean(values: list[Any]) -> float:
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
 def round_to(value: float, digits: int) -> float:

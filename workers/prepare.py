@@ -31,8 +31,16 @@ def prepare(run: Run) -> Path:
     known = {field.name for field in dataclasses.fields(STAGES[run.stage])}
     _write(directory / "config.json", json.dumps({k: v for k, v in config.items() if k in known}, indent=1))
     # The fence: a process of an older attempt reads this before it writes, and ends.
-    _write(directory / "attempt", str(run.attempt))
+    if _newest_attempt(directory) < run.attempt:
+        _write(directory / "attempt", str(run.attempt))
     return directory
+
+
+def _newest_attempt(directory: Path) -> int:
+    try:
+        return int((directory / "attempt").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _inputs(run: Run, directory: Path) -> dict[str, Any]:

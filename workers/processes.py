@@ -102,7 +102,9 @@ class Processes:
     def __enter__(self) -> "Processes":
         self._take_home()
         try:
-            env = {**os.environ, "REDIS_URL": self._redis(), "BUCLE_HOME": str(settings.BUCLE_HOME)}
+            # PASSIVE: on a machine that runs all of this at once, idle math threads must not spin.
+            env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "BUCLE_HOME": str(settings.BUCLE_HOME)}
+            env["REDIS_URL"] = self._redis()
             self.port = free_port(self.wanted)
             self._start("web", web_command(self.host, self.port), env)
             for queue, options in WORKERS.items():

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 64
 KEPT = 3  # models in memory: live, candidate, one more for the playground
 OTHER_SEEDS = 4  # how often a completion that repeats another one of its task is drawn again
+STOPPED = "The engine stopped while it wrote this text: try again."
 
 Status = Completion.Status
 
@@ -93,9 +94,14 @@ def _wait(completion: Completion, request: Request) -> None:
         claimed.update(leased_until=now() + Completion.LEASE)
 
 
+def text_of(request: Request) -> str:
+    """What was written, without the byte 0, which PostgreSQL stores in no text; the tokens keep it."""
+    return str(request.text).replace("\x00", "\ufffd").strip()
+
+
 def _store(completion: Completion, request: Request, seed: int) -> None:
     _mine(completion).update(
-        status=Status.DONE, text=request.text.strip(), tokens=request.tokens, written_at=now(), seed=seed,
+        status=Status.DONE, text=text_of(request), tokens=request.tokens, written_at=now(), seed=seed,
         logprobs=[round(value, 6) for value in request.logprobs], finish_reason=request.finish_reason,
     )  # fmt: skip
 
@@ -127,7 +133,7 @@ def _write_batch(batch: list[Completion]) -> None:
         todo = []
         for completion, request, seed in written:
             others = Completion.objects.filter(task=completion.task_id, status=Status.DONE).exclude(pk=completion.pk)
-            again = trial < OTHER_SEEDS and others.filter(text=request.text.strip()).exists()
+            again = trial < OTHER_SEEDS and others.filter(text=text_of(request)).exists()
             if again:
                 todo.append((completion, (seed * 1_000_003 + 1) % 2**31))
             else:
@@ -151,7 +157,7 @@ def _write_all(todo: list[tuple[Completion, int]]) -> list[tuple[Completion, Req
     for completion, request, seed in waiting:
         _wait(completion, request)
         if request.finish_reason == "cancelled":
-            _fail(completion, "The engine stopped while it wrote this text: try again.")
+            _fail(completion, STOPPED)
         else:
             done.append((completion, request, seed))
     return done
@@ -179,9 +185,13 @@ def write_one(completion_id: int) -> None:
             request = engine.request(completion.prompt_text, completion.sampling, completion.seed, on_token=stream)
             engine.thread.submit(request)
         except Exception as error:
-            _fail(completion, _sentence(completion, error))
-            publish(stream.name, {"error": _sentence(completion, error)})
+            _fail(completion, sentence := _sentence(completion, error))
+            publish(stream.name, {"error": sentence})
             return
         _wait(completion, request)
+        if request.finish_reason == "cancelled":
+            _fail(completion, STOPPED)
+            publish(stream.name, {"error": STOPPED})
+            return
         _store(completion, request, completion.seed)
-        publish(stream.name, {"done": True, "text": request.text.strip(), "finish_reason": request.finish_reason})
+        publish(stream.name, {"done": True, "text": text_of(request), "finish_reason": request.finish_reason})

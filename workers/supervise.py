@@ -64,6 +64,9 @@ def execute(run: Run) -> None:
         _execute(run)
     except RegistryError as error:
         lifecycle.fail_run(run, str(error))
+    except OperationalError:  # the database is away: the reconciler takes the run back, what is done is not done again
+        log.exception("Run %d", run.pk)
+        return
     except Exception as error:
         log.exception("Run %d", run.pk)
         lifecycle.fail_run(run, f"The train worker could not go on ({type(error).__name__}): its log says more.")

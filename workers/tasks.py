@@ -42,7 +42,10 @@ def reconcile_completions() -> None:
     status = Completion.Status
     Completion.objects.filter(status=status.WRITING, leased_until__lt=now()).update(status=status.PENDING, claim=None)
     late = Completion.objects.filter(status=status.PENDING, created_at__lt=now() - timedelta(seconds=10))
-    for pk in Round.objects.filter(Exists(late.filter(task__round=OuterRef("pk")))).values_list("pk", flat=True):
+    # A round that somebody is writing needs no second writer: it would keep the playground waiting.
+    writing = Completion.objects.filter(status=status.WRITING, task__round=OuterRef("pk"))
+    waiting = Round.objects.filter(~Exists(writing), Exists(late.filter(task__round=OuterRef("pk"))))
+    for pk in waiting.values_list("pk", flat=True):
         ring("workers.serve.write_round", pk)
     for pk in late.filter(task=None).values_list("pk", flat=True)[:100]:
         ring("workers.serve.write", pk)

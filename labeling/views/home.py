@@ -134,7 +134,7 @@ def _lately(user: User) -> list[dict[str, Any]]:
     rankings = Ranking.objects.filter(annotator=user, project__in=seen).select_related("task__prompt", "project")
     written = Demonstration.objects.filter(author=user, project__in=seen).exclude(task=None)
     written = written.select_related("task__prompt", "project")
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"kind": kind, "task": row.task, "project": row.project, "at": row.created_at, "edited": bool(row.history)}
         for kind, rows in ((Task.Kind.RANK, rankings[:LATELY]), (Task.Kind.WRITE, written[:LATELY]))
         for row in rows

@@ -1,5 +1,6 @@
 """The playground: one prompt, two models, both answers as they are written."""
 
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -46,7 +47,8 @@ def playground_ask(request: MemberRequest) -> HttpResponse:
         given = form.cleaned_data
         models = [given["left"], *([given["right"]] if given["right"] else [])]
         try:
-            asked = {"prompt": given["prompt"], "sampling": form.sampling(), "seed": given["seed"]}
+            seed = secrets.randbelow(2**31) if given["seed"] is None else given["seed"]  # one for both models
+            asked = {"prompt": given["prompt"], "sampling": form.sampling(), "seed": seed}
             answers = [ask(project=request.project, user=request.user, model=model, **asked) for model in models]
         except LabelingError as problem:
             error = str(problem)

@@ -15,7 +15,7 @@ from accounts.models import Membership, Project, Role, User
 class MemberRequest(HttpRequest):
     """A signed-in request inside a project."""
 
-    user: User  # type: ignore[assignment]
+    user: User
     project: Project
     role: str
 
@@ -47,6 +47,6 @@ def role_required(role: Role) -> Callable[[Callable[..., HttpResponse]], Callabl
                 raise PermissionDenied
             return view(request, *args, **kwargs)
 
-        return login_required(inner)  # type: ignore[arg-type, return-value]
+        return login_required(inner)
 
     return decorate

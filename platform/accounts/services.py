@@ -1,6 +1,5 @@
 """Creating projects and putting people into them."""
 
-from django.contrib.auth.base_user import BaseUserManager
 from django.db import transaction
 from django.utils.crypto import get_random_string
 from django.utils.text import slugify
@@ -30,9 +29,10 @@ def free_slug(wanted: str) -> str:
 def add_member(*, project: Project, username: str, role: str) -> tuple[Membership, str]:
     """Put a person into a project; a new person gets a random password, returned once (else an empty string)."""
     password = ""
+    username = User.normalize_username(username)  # as create_user stores it, so that the same name finds it again
     user = User.objects.filter(username=username).first()
     if user is None:
         password = get_random_string(14)
-        user = User.objects.create_user(BaseUserManager.normalize_email(username), password=password)
+        user = User.objects.create_user(username, password=password)
     membership, _ = Membership.objects.update_or_create(project=project, user=user, defaults={"role": role})
     return membership, password

@@ -159,14 +159,16 @@ def number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    return gettext("%(number)s%%") % {"number": number_format(100 * value, decimal_pos=0 if value in {0, 1} else 1)}
+    digits = 0 if value in {0, 1} else 1
+    # Rounded first: number_format only cuts off.
+    return gettext("%(number)s%%") % {"number": number_format(f"{100 * value:.{digits}f}", decimal_pos=digits)}
 
 
 def compact(value: float) -> str:
     """1,234 · 56.7 k · 1.24 M: exact while it is short."""
     for limit, unit, letter, digits in ((1e9, 1e9, "G", 2), (1e6, 1e6, "M", 2), (1e4, 1e3, "k", 1)):
         if abs(value) >= limit:
-            return f"{number_format(value / unit, decimal_pos=digits)}\N{NO-BREAK SPACE}{letter}"
+            return f"{number_format(f'{value / unit:.{digits}f}', decimal_pos=digits)}\N{NO-BREAK SPACE}{letter}"
     return number_format(round(value), force_grouping=True)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.utils.timezone import now
 
 from registry.bell import ring
@@ -28,7 +28,7 @@ def claim_run(pk: int, worker: str) -> Run | None:
     return Run.objects.get(pk=pk)
 
 
-def _mine(run: Run) -> "Any":
+def _mine(run: Run) -> "QuerySet[Run]":
     return Run.objects.filter(pk=run.pk, attempt=run.attempt, status=Run.Status.RUNNING)
 
 
@@ -41,13 +41,18 @@ def wants_cancel(run: Run) -> bool:
     return _mine(run).filter(cancel_requested=True).exists()
 
 
+def _storable(sample: dict[str, Any]) -> dict[str, Any]:
+    """A model may write the byte 0, which PostgreSQL stores in no text."""
+    return {k: v.replace("\x00", "\ufffd") if isinstance(v, str) else v for k, v in sample.items()}
+
+
 @transaction.atomic
 def record(run: Run, metrics: list[dict[str, Any]], samples: Iterable[tuple[int, dict[str, Any]]] = ()) -> bool:
     """Store what a run reported; a resumed run may report a step again. False when the run is not ours."""
     newest = metrics[-1] if metrics else None
     changes = {"heartbeat_at": now()}
     if newest:
-        changes |= {"step": newest["step"], "steps": newest.get("steps", run.steps)}
+        changes |= {"step": newest["step"], **({"steps": newest["steps"]} if "steps" in newest else {})}
     if not _mine(run).update(**changes):
         return False
     Metric.objects.bulk_create(
@@ -56,7 +61,7 @@ def record(run: Run, metrics: list[dict[str, Any]], samples: Iterable[tuple[int,
         update_conflicts=True, unique_fields=["run", "step"], update_fields=["values"],
     )  # fmt: skip
     Sample.objects.bulk_create(
-        [Sample(run=run, position=position, values=values) for position, values in samples],
+        [Sample(run=run, position=position, values=_storable(values)) for position, values in samples],
         update_conflicts=True, unique_fields=["run", "position"], update_fields=["values"],
     )  # fmt: skip
     return True

@@ -44,7 +44,7 @@ async def follow(stream: str, after: str = "0", wait: float = 2.0) -> AsyncItera
             if not answer:
                 yield "", None
                 continue
-            pairs = answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))
+            pairs: Any = answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))
             for raw_id, fields in pairs:
                 after = raw_id.decode()
                 yield after, json.loads(fields[b"event"])

@@ -32,6 +32,8 @@ def check_settings(stage: str, config: dict[str, Any]) -> None:
     filled = {f.name: "filled in" for f in dataclasses.fields(STAGES[stage]) if f.metadata.get("required")}
     if "sources" in filled:
         filled["sources"] = [{"path": "filled in", "weight": 1.0}]  # type: ignore[assignment]
+    if config.get("ptx_coef"):
+        filled["demonstrations"] = "filled in"
     known = {f.name for f in settings_of(stage)}
     if hidden := (set(config) & FILLED_IN) - known:
         raise RegistryError(f"{sorted(hidden)[0]} is chosen by the platform from the run's inputs: leave it out.")
@@ -57,9 +59,9 @@ def start_run(
     """Queue a run; a worker is told of it when the transaction is committed."""
     config = config or {}
     check_settings(stage, config)
-    for model in (tokenizer, base, reference, reward_model):
-        if model is not None and model.project_id != project.pk:
-            raise RegistryError(f"{model.name} belongs to another project: choose one of {project.name}.")
+    for given in (tokenizer, base, reference, reward_model, *(datasets or [])):
+        if given is not None and given.project_id != project.pk:
+            raise RegistryError(f"{given.name} belongs to another project: choose one of {project.name}.")
     run = Run.objects.create(
         project=project, stage=stage, config=config, tokenizer=tokenizer, base=base, reference=reference,
         reward_model=reward_model, created_by=by, rung_at=now(),
@@ -121,7 +123,7 @@ def find_model(text: str, project: Project | None = None) -> ModelVersion:
     """A model by "policy-3" or "town/policy-3"; raises RegistryError with the names there are."""
     slug, _, name = text.rpartition("/")
     kind, _, number = name.rpartition("-")
-    models = ModelVersion.objects.filter(kind=kind, number=int(number) if number.isdigit() else 0)
+    models = ModelVersion.objects.filter(kind=kind, number=int(number) if number.isdecimal() else 0)
     if project is not None:
         models = models.filter(project=project)
     if slug:

@@ -41,10 +41,8 @@ def _listen(user, run, slug=None, query="", during=None):
                     text += part.decode()
                     if during and "data:" in text:
                         await during()
-                        during_done.append(True)
         return answer, parse(text)
 
-    during_done: list[bool] = []
     return async_to_sync(main)()
 
 

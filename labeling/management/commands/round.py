@@ -1,6 +1,7 @@
 """manage.py round: open, close, reject a round, or say how it stands."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from django.core.management import CommandParser
@@ -12,13 +13,22 @@ from registry.commands import ReportCommand
 from registry.health import missing_queues
 from registry.services import find_model, find_project
 
+ACTIONS: dict[str, Callable[[Round], Round]] = {
+    "close": rounds.close_round,
+    "retry": rounds.retry_round,
+    "reopen": rounds.reopen_ranking,
+    "continue": rounds.continue_anyway,
+    "promote": rounds.promote_round,
+    "reject": rounds.reject_round,
+}
+
 
 class Command(ReportCommand):
     help = "Open, close or look at a round of the feedback loop."
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("action", choices=["open", "close", "retry", "promote", "reject", "status"])
+        parser.add_argument("action", choices=["open", "status", *ACTIONS])
         parser.add_argument("--project", required=True)
         parser.add_argument("--policy", metavar="MODEL", help="default: the live model")
         parser.add_argument("--prompts", type=int, default=40)
@@ -45,12 +55,8 @@ class Command(ReportCommand):
             if found is None:
                 raise LabelingError(f"No round is open in {project.slug}: open one with `manage.py round open`.")
             round = found
-            act = {
-                "close": rounds.close_round, "retry": rounds.retry_round,
-                "promote": rounds.promote_round, "reject": rounds.reject_round,
-            }.get(options["action"])  # fmt: skip
-            if act is not None:
-                act(round)
+            if options["action"] in ACTIONS:
+                ACTIONS[options["action"]](round)
         if options["wait"]:
             self.wait(round)
         round.refresh_from_db()

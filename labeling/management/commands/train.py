@@ -28,7 +28,7 @@ class Command(ReportCommand):
 
     def report(self, **options: Any) -> tuple[dict[str, Any], str]:
         project = find_project(options["project"])
-        inputs = {
+        inputs: dict[str, Any] = {
             name: find_model(options[name], project)
             for name in ("tokenizer", "base", "reference", "reward_model")
             if options[name]

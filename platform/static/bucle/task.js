@@ -30,15 +30,15 @@
     status.textContent = text;
     status.classList.toggle("field-error", trouble);
   };
-  const send = (url, options = {}) =>
-    fetch(url, {
-      method: "POST",
-      credentials: "same-origin",
-      headers: { Accept: "application/json", "X-CSRFToken": window.bucle.csrf() },
-      body: new FormData(form),
-      ...options,
-    });
-  const isAnswer = (response) => (response.headers.get("Content-Type") || "").startsWith("application/json");
+  function send(url, options = {}) {
+    const body = new FormData(form);
+    body.delete("csrfmiddlewaretoken"); // it would win over the header, and it is old after signing in again
+    const headers = { Accept: "application/json", "X-CSRFToken": window.bucle.csrf() };
+    return fetch(url, { method: "POST", credentials: "same-origin", headers, body, ...options });
+  }
+  // A redirect leads to the sign-in page, which answers in JSON too when asked for it.
+  const isAnswer = (response) =>
+    !response.redirected && (response.headers.get("Content-Type") || "").startsWith("application/json");
 
   async function save() {
     clearTimeout(timer);
@@ -198,6 +198,7 @@
       complain([errors.dataset.offline]);
     }
     busy(false);
+    changed(); // what was not sent is at least saved
     return undefined;
   });
   window.addEventListener("pageshow", (event) => {

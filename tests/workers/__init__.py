@@ -1,0 +1,1 @@
+"""Where the platform and the engine meet."""
