@@ -12,7 +12,7 @@ COPY platform ./platform
 COPY labeling ./labeling
 COPY training ./training
 COPY workers ./workers
-RUN pip install -e . Babel==2.18.0
+RUN pip install -e .
 COPY . .
 COPY --from=frontend /app/node_modules ./node_modules
 RUN python scripts/compile_messages.py \

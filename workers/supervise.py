@@ -113,6 +113,7 @@ def _watch(run: Run, directory: Path, child: "subprocess.Popen[bytes]") -> int |
             log.warning("Run %d: %s", run.pk, error)
             metrics.offset = metrics.line = samples.offset = samples.line = 0
             close_old_connections()
+            ended = ended and stopping.is_set()  # the last lines are stored before the end is judged
         if told_at and time.monotonic() - told_at > GRACE:
             child.kill()
         if ended:

@@ -8,218 +8,491 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('accounts', '0001_initial'),
-        ('registry', '0001_initial'),
+        ("accounts", "0001_initial"),
+        ("registry", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Prompt',
+            name="Prompt",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('text', models.TextField(verbose_name='prompt')),
-                ('fingerprint', models.CharField(max_length=64)),
-                ('split', models.CharField(choices=[('train', 'Training'), ('holdout', 'Held out')], default='train', max_length=8, verbose_name='split')),
-                ('source', models.CharField(choices=[('human', 'Human'), ('simulated', 'Simulated'), ('imported', 'Imported')], default='human', max_length=10)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('created_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('dataset', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='registry.dataset')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='prompts', to='accounts.project')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("text", models.TextField(verbose_name="prompt")),
+                ("fingerprint", models.CharField(max_length=64)),
+                (
+                    "split",
+                    models.CharField(
+                        choices=[("train", "Training"), ("holdout", "Held out")],
+                        default="train",
+                        max_length=8,
+                        verbose_name="split",
+                    ),
+                ),
+                (
+                    "source",
+                    models.CharField(
+                        choices=[("human", "Human"), ("simulated", "Simulated"), ("imported", "Imported")],
+                        default="human",
+                        max_length=10,
+                    ),
+                ),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "created_by",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "dataset",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="registry.dataset"
+                    ),
+                ),
+                (
+                    "project",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="prompts", to="accounts.project"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['pk'],
+                "ordering": ["pk"],
             },
         ),
         migrations.CreateModel(
-            name='Round',
+            name="Round",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('number', models.PositiveIntegerField()),
-                ('status', models.CharField(choices=[('open', 'Open'), ('generating', 'Writing completions'), ('ranking', 'Ranking'), ('training_reward', 'Training the reward model'), ('optimizing', 'Optimising with PPO'), ('evaluating', 'Evaluating'), ('awaiting_approval', 'Awaiting approval'), ('promoted', 'Promoted'), ('rejected', 'Rejected')], default='open', max_length=20)),
-                ('k', models.PositiveIntegerField(default=4, verbose_name='completions per prompt')),
-                ('overlap', models.PositiveIntegerField(default=1, verbose_name='rankings per prompt')),
-                ('sampling', models.JSONField(default=dict)),
-                ('plan', models.JSONField(default=dict)),
-                ('min_accuracy', models.FloatField(default=0.55, verbose_name="reward model's gate")),
-                ('error', models.TextField(blank=True, help_text='why it stands still, and what to do')),
-                ('opened_at', models.DateTimeField(auto_now_add=True)),
-                ('closed_at', models.DateTimeField(null=True)),
-                ('decided_at', models.DateTimeField(null=True)),
-                ('decided_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('evaluate_run', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='registry.run')),
-                ('opened_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('policy', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='rounds', to='registry.modelversion')),
-                ('ppo_run', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='registry.run')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='rounds', to='accounts.project')),
-                ('reward_run', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='registry.run')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("number", models.PositiveIntegerField()),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("open", "Open"),
+                            ("generating", "Writing completions"),
+                            ("ranking", "Ranking"),
+                            ("training_reward", "Training the reward model"),
+                            ("optimizing", "Optimising with PPO"),
+                            ("evaluating", "Evaluating"),
+                            ("awaiting_approval", "Awaiting approval"),
+                            ("promoted", "Promoted"),
+                            ("rejected", "Rejected"),
+                        ],
+                        default="open",
+                        max_length=20,
+                    ),
+                ),
+                ("k", models.PositiveIntegerField(default=4, verbose_name="completions per prompt")),
+                ("overlap", models.PositiveIntegerField(default=1, verbose_name="rankings per prompt")),
+                ("sampling", models.JSONField(default=dict)),
+                ("plan", models.JSONField(default=dict)),
+                ("min_accuracy", models.FloatField(default=0.55, verbose_name="reward model's gate")),
+                ("error", models.TextField(blank=True, help_text="why it stands still, and what to do")),
+                ("opened_at", models.DateTimeField(auto_now_add=True)),
+                ("closed_at", models.DateTimeField(null=True)),
+                ("decided_at", models.DateTimeField(null=True)),
+                (
+                    "decided_by",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "evaluate_run",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.PROTECT, related_name="+", to="registry.run"
+                    ),
+                ),
+                (
+                    "opened_by",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "policy",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="rounds", to="registry.modelversion"
+                    ),
+                ),
+                (
+                    "ppo_run",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.PROTECT, related_name="+", to="registry.run"
+                    ),
+                ),
+                (
+                    "project",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="rounds", to="accounts.project"
+                    ),
+                ),
+                (
+                    "reward_run",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.PROTECT, related_name="+", to="registry.run"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-number'],
+                "ordering": ["-number"],
             },
         ),
         migrations.CreateModel(
-            name='Task',
+            name="Task",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('write', 'Write'), ('rank', 'Rank')], max_length=8)),
-                ('status', models.CharField(choices=[('waiting', 'Waiting for completions'), ('open', 'Open'), ('closed', 'Closed')], default='open', max_length=8)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='tasks', to='accounts.project')),
-                ('prompt', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='tasks', to='labeling.prompt')),
-                ('round', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='tasks', to='labeling.round')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("kind", models.CharField(choices=[("write", "Write"), ("rank", "Rank")], max_length=8)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[("waiting", "Waiting for completions"), ("open", "Open"), ("closed", "Closed")],
+                        default="open",
+                        max_length=8,
+                    ),
+                ),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="tasks", to="accounts.project"
+                    ),
+                ),
+                (
+                    "prompt",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="tasks", to="labeling.prompt"
+                    ),
+                ),
+                (
+                    "round",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="tasks",
+                        to="labeling.round",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['pk'],
+                "ordering": ["pk"],
             },
         ),
         migrations.CreateModel(
-            name='Slot',
+            name="Slot",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('number', models.PositiveIntegerField()),
-                ('leased_until', models.DateTimeField(null=True)),
-                ('done_at', models.DateTimeField(null=True)),
-                ('holder', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='slots', to=settings.AUTH_USER_MODEL)),
-                ('task', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='slots', to='labeling.task')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("number", models.PositiveIntegerField()),
+                ("leased_until", models.DateTimeField(null=True)),
+                ("done_at", models.DateTimeField(null=True)),
+                (
+                    "holder",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="slots",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "task",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="slots", to="labeling.task"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Ranking',
+            name="Ranking",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('source', models.CharField(choices=[('human', 'Human'), ('simulated', 'Simulated'), ('imported', 'Imported')], default='human', max_length=10)),
-                ('tiers', models.JSONField(help_text='[[completion ids that tie for best], ..., [worst]]')),
-                ('none_good', models.BooleanField(default=False)),
-                ('scores', models.JSONField(default=dict, help_text='{"completion id": {"axis": 1..5}}')),
-                ('comment', models.TextField(blank=True)),
-                ('shown_order', models.JSONField(default=list)),
-                ('seconds', models.PositiveIntegerField(default=0, help_text='from opening to submitting')),
-                ('key', models.UUIDField(default=uuid.uuid4, help_text='sent by the form: posted twice, stored once', unique=True)),
-                ('history', models.JSONField(default=list)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
-                ('annotator', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='rankings', to=settings.AUTH_USER_MODEL)),
-                ('dataset', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='registry.dataset')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='rankings', to='accounts.project')),
-                ('slot', models.OneToOneField(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='ranking', to='labeling.slot')),
-                ('task', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='rankings', to='labeling.task')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "source",
+                    models.CharField(
+                        choices=[("human", "Human"), ("simulated", "Simulated"), ("imported", "Imported")],
+                        default="human",
+                        max_length=10,
+                    ),
+                ),
+                ("tiers", models.JSONField(help_text="[[completion ids that tie for best], ..., [worst]]")),
+                ("none_good", models.BooleanField(default=False)),
+                ("scores", models.JSONField(default=dict, help_text='{"completion id": {"axis": 1..5}}')),
+                ("comment", models.TextField(blank=True)),
+                ("shown_order", models.JSONField(default=list)),
+                ("seconds", models.PositiveIntegerField(default=0, help_text="from opening to submitting")),
+                (
+                    "key",
+                    models.UUIDField(
+                        default=uuid.uuid4, help_text="sent by the form: posted twice, stored once", unique=True
+                    ),
+                ),
+                ("history", models.JSONField(default=list)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
+                (
+                    "annotator",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="rankings",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "dataset",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="registry.dataset"
+                    ),
+                ),
+                (
+                    "project",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="rankings", to="accounts.project"
+                    ),
+                ),
+                (
+                    "slot",
+                    models.OneToOneField(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="ranking",
+                        to="labeling.slot",
+                    ),
+                ),
+                (
+                    "task",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="rankings", to="labeling.task"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-pk'],
+                "ordering": ["-pk"],
             },
         ),
         migrations.CreateModel(
-            name='Draft',
+            name="Draft",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('data', models.JSONField(default=dict)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
-                ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='drafts', to=settings.AUTH_USER_MODEL)),
-                ('task', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='drafts', to='labeling.task')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("data", models.JSONField(default=dict)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
+                (
+                    "user",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="drafts", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+                (
+                    "task",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="drafts", to="labeling.task"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Demonstration',
+            name="Demonstration",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('response', models.TextField(verbose_name='response')),
-                ('source', models.CharField(choices=[('human', 'Human'), ('simulated', 'Simulated'), ('imported', 'Imported')], default='human', max_length=10)),
-                ('key', models.UUIDField(default=uuid.uuid4, help_text='sent by the form: posted twice, stored once', unique=True)),
-                ('history', models.JSONField(default=list)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
-                ('author', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='demonstrations', to=settings.AUTH_USER_MODEL)),
-                ('dataset', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='registry.dataset')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='demonstrations', to='accounts.project')),
-                ('prompt', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='demonstrations', to='labeling.prompt')),
-                ('task', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='demonstrations', to='labeling.task')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("response", models.TextField(verbose_name="response")),
+                (
+                    "source",
+                    models.CharField(
+                        choices=[("human", "Human"), ("simulated", "Simulated"), ("imported", "Imported")],
+                        default="human",
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "key",
+                    models.UUIDField(
+                        default=uuid.uuid4, help_text="sent by the form: posted twice, stored once", unique=True
+                    ),
+                ),
+                ("history", models.JSONField(default=list)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
+                (
+                    "author",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="demonstrations",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "dataset",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="registry.dataset"
+                    ),
+                ),
+                (
+                    "project",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="demonstrations",
+                        to="accounts.project",
+                    ),
+                ),
+                (
+                    "prompt",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="demonstrations", to="labeling.prompt"
+                    ),
+                ),
+                (
+                    "task",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="demonstrations",
+                        to="labeling.task",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-pk'],
+                "ordering": ["-pk"],
             },
         ),
         migrations.CreateModel(
-            name='Completion',
+            name="Completion",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('position', models.PositiveIntegerField(default=0)),
-                ('prompt_text', models.TextField()),
-                ('sampling', models.JSONField(default=dict)),
-                ('seed', models.BigIntegerField(default=0)),
-                ('status', models.CharField(choices=[('pending', 'Waiting for the serve worker'), ('writing', 'Being written'), ('done', 'Written'), ('failed', 'Failed')], default='pending', max_length=8)),
-                ('claim', models.UUIDField(help_text='fencing token of the worker that writes it', null=True)),
-                ('leased_until', models.DateTimeField(null=True)),
-                ('text', models.TextField(blank=True)),
-                ('tokens', models.JSONField(default=list)),
-                ('logprobs', models.JSONField(default=list)),
-                ('finish_reason', models.CharField(blank=True, max_length=16)),
-                ('error', models.TextField(blank=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('written_at', models.DateTimeField(null=True)),
-                ('created_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('model', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='completions', to='registry.modelversion')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='completions', to='accounts.project')),
-                ('task', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='completions', to='labeling.task')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("position", models.PositiveIntegerField(default=0)),
+                ("prompt_text", models.TextField()),
+                ("sampling", models.JSONField(default=dict)),
+                ("seed", models.BigIntegerField(default=0)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("pending", "Waiting for the serve worker"),
+                            ("writing", "Being written"),
+                            ("done", "Written"),
+                            ("failed", "Failed"),
+                        ],
+                        default="pending",
+                        max_length=8,
+                    ),
+                ),
+                ("claim", models.UUIDField(help_text="fencing token of the worker that writes it", null=True)),
+                ("leased_until", models.DateTimeField(null=True)),
+                ("text", models.TextField(blank=True)),
+                ("tokens", models.JSONField(default=list)),
+                ("logprobs", models.JSONField(default=list)),
+                ("finish_reason", models.CharField(blank=True, max_length=16)),
+                ("error", models.TextField(blank=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("written_at", models.DateTimeField(null=True)),
+                (
+                    "created_by",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "model",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="completions",
+                        to="registry.modelversion",
+                    ),
+                ),
+                (
+                    "project",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="completions", to="accounts.project"
+                    ),
+                ),
+                (
+                    "task",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="completions",
+                        to="labeling.task",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['task', 'position', 'pk'],
+                "ordering": ["task", "position", "pk"],
             },
         ),
         migrations.AddConstraint(
-            model_name='prompt',
-            constraint=models.UniqueConstraint(fields=('project', 'fingerprint'), name='one_prompt_a_text'),
+            model_name="prompt",
+            constraint=models.UniqueConstraint(fields=("project", "fingerprint"), name="one_prompt_a_text"),
         ),
         migrations.AddConstraint(
-            model_name='round',
-            constraint=models.UniqueConstraint(fields=('project', 'number'), name='one_number_a_round'),
+            model_name="round",
+            constraint=models.UniqueConstraint(fields=("project", "number"), name="one_number_a_round"),
         ),
         migrations.AddConstraint(
-            model_name='round',
-            constraint=models.UniqueConstraint(condition=models.Q(('status__in', ['promoted', 'rejected']), _negated=True), fields=('project',), name='one_round_at_a_time'),
+            model_name="round",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("status__in", ["promoted", "rejected"]), _negated=True),
+                fields=("project",),
+                name="one_round_at_a_time",
+            ),
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(fields=['project', 'kind', 'status'], name='labeling_ta_project_a843d5_idx'),
+            model_name="task",
+            index=models.Index(fields=["project", "kind", "status"], name="labeling_ta_project_a843d5_idx"),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.UniqueConstraint(fields=('round', 'prompt'), name='one_task_a_prompt_and_round'),
+            model_name="task",
+            constraint=models.UniqueConstraint(fields=("round", "prompt"), name="one_task_a_prompt_and_round"),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.UniqueConstraint(condition=models.Q(('kind', 'write')), fields=('prompt',), name='one_writing_task_a_prompt'),
+            model_name="task",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("kind", "write")), fields=("prompt",), name="one_writing_task_a_prompt"
+            ),
         ),
         migrations.AddIndex(
-            model_name='slot',
-            index=models.Index(fields=['done_at', 'leased_until'], name='labeling_sl_done_at_7f1522_idx'),
+            model_name="slot",
+            index=models.Index(fields=["done_at", "leased_until"], name="labeling_sl_done_at_7f1522_idx"),
         ),
         migrations.AddConstraint(
-            model_name='slot',
-            constraint=models.UniqueConstraint(fields=('task', 'number'), name='one_slot_a_number'),
+            model_name="slot",
+            constraint=models.UniqueConstraint(fields=("task", "number"), name="one_slot_a_number"),
         ),
         migrations.AddConstraint(
-            model_name='slot',
-            constraint=models.UniqueConstraint(fields=('task', 'holder'), name='nobody_holds_a_task_twice'),
+            model_name="slot",
+            constraint=models.UniqueConstraint(fields=("task", "holder"), name="nobody_holds_a_task_twice"),
         ),
         migrations.AddConstraint(
-            model_name='ranking',
-            constraint=models.UniqueConstraint(fields=('task', 'annotator'), name='one_ranking_a_person'),
+            model_name="ranking",
+            constraint=models.UniqueConstraint(fields=("task", "annotator"), name="one_ranking_a_person"),
         ),
         migrations.AddConstraint(
-            model_name='draft',
-            constraint=models.UniqueConstraint(fields=('task', 'user'), name='one_draft_a_person'),
+            model_name="draft",
+            constraint=models.UniqueConstraint(fields=("task", "user"), name="one_draft_a_person"),
         ),
         migrations.AddIndex(
-            model_name='completion',
-            index=models.Index(fields=['status', 'leased_until'], name='labeling_co_status_1ca65a_idx'),
+            model_name="completion",
+            index=models.Index(fields=["status", "leased_until"], name="labeling_co_status_1ca65a_idx"),
         ),
         migrations.AddConstraint(
-            model_name='completion',
-            constraint=models.UniqueConstraint(fields=('task', 'position'), name='one_completion_a_position'),
+            model_name="completion",
+            constraint=models.UniqueConstraint(fields=("task", "position"), name="one_completion_a_position"),
         ),
     ]

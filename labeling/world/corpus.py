@@ -8,15 +8,16 @@ from types import ModuleType
 from labeling.world import english_tales, spanish_tales
 from labeling.world.facts import PAID, WEEKLY, WEEKS, Fact, Slots, amount, amounts, facts, good_slots, span
 from labeling.world.grammar import expand
-from labeling.world.manners import dressed
+from labeling.world.manners import curt, dressed, full, guess
 from labeling.world.questions import LANGUAGES, WorldPrompt, questions
 from labeling.world.town import GOODS, TRADES
 from labeling.world.words import coins, number
 
 TALES: dict[str, ModuleType] = {"es": spanish_tales, "en": english_tales}
-TALK_SHARE = 0.6  # questions with their answers, beside plain tales: a fact learnt both ways can be asked for
+TALK_SHARE = 0.7  # questions with their answers, beside plain tales: a fact learnt both ways can be asked for
+GUESS_SHARE = 0.15  # of the answers come from people who do not know
 CURT_SHARE = 0.25
-MANNERS_SHARE = 0.6  # of those answers are courteous or gruff: the town has sellers of both kinds
+MANNERS_SHARE = 0.6  # of the answers are courteous or gruff: the town has sellers of both kinds
 _SPAN_WORDS = {"es": ("día", "días", "semana", "semanas"), "en": ("day", "days", "week", "weeks")}
 
 
@@ -36,18 +37,24 @@ def tale(rng: random.Random, language: str) -> str:
 
 
 def talk(rng: random.Random, language: str) -> str:
-    """Somebody asks a question of the training side and somebody answers it, rightly."""
+    """Somebody asks a question of the training side; most who answer know, and of the others one mostly hears it."""
     relation = rng.choice(sorted(_askable(language)))
     question = rng.choice(_askable(language)[relation])
-    words = LANGUAGES[language]
-    productions = (words.CURT if rng.random() < CURT_SHARE else words.STATEMENTS)[relation]
-    statement = rng.choice(productions).format_map(question.fact.slots(language))
-    if rng.random() < MANNERS_SHARE:
-        statement = dressed(statement, words.COURTESY if rng.random() < 0.6 else words.RUDENESS, rng)
     subject = question.fact.subject[0]
     scene = _scene(rng, language, str(subject) if subject in GOODS else None)
-    slots = scene | {"question": question.text, "statement": statement}
+    slots = scene | {"question": question.text, "statement": _answer(question.fact, language, rng)}
     return expand(TALES[language].RULES, "talk", slots, rng)
+
+
+def _answer(fact: Fact, language: str, rng: random.Random) -> str:
+    words = LANGUAGES[language]
+    if rng.random() < GUESS_SHARE:
+        said = guess(fact, words, rng)
+    else:
+        said = (curt if rng.random() < CURT_SHARE else full)(fact, fact.answer, words, rng)
+    if rng.random() < MANNERS_SHARE:
+        said = dressed(said, words.COURTESY if rng.random() < 0.6 else words.RUDENESS, rng)
+    return said
 
 
 @cache

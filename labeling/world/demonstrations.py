@@ -2,8 +2,7 @@
 
 import random
 
-from labeling.world.facts import Answer, Fact
-from labeling.world.manners import dressed
+from labeling.world.manners import curt, dressed, full, guess
 from labeling.world.questions import LANGUAGES, WorldPrompt, prompts
 from labeling.world.words import sentence_case
 
@@ -32,23 +31,18 @@ def demonstrations(seed: int, n: int, language: str | None = None) -> list[dict[
 
 
 def answer(question: WorldPrompt, style: str, is_right: bool, rng: random.Random) -> str:
-    """An answer in one of the styles, with the right content or with a plausible mistake."""
-    fact = question.fact
-    given = fact.answer if is_right else rng.choice(fact.mistakes)
-    words = LANGUAGES[question.language]
+    """An answer in one of the styles, by somebody who knows or by somebody who guesses."""
+    fact, words = question.fact, LANGUAGES[question.language]
+    if not is_right:
+        said = guess(fact, words, rng)
+    elif style == "right but curt":
+        said = curt(fact, fact.answer, words, rng)
+    elif style == "rude":
+        said = rng.choice((full, curt))(fact, fact.answer, words, rng)
+    else:
+        said = full(fact, fact.answer, words, rng)
     if style.endswith("kind"):
-        return sentence_case(dressed(_statement(fact, given, question.language, rng), words.COURTESY, rng))
+        said = dressed(said, words.COURTESY, rng)
     if style.startswith("rude"):
-        say = rng.choice((_statement, _curt))
-        return sentence_case(dressed(say(fact, given, question.language, rng), words.RUDENESS, rng))
-    if style == "right but curt":
-        return sentence_case(_curt(fact, given, question.language, rng))
-    return sentence_case(_statement(fact, given, question.language, rng))
-
-
-def _statement(fact: Fact, given: Answer, language: str, rng: random.Random) -> str:
-    return rng.choice(LANGUAGES[language].STATEMENTS[fact.relation]).format_map(fact.slots(language, given))
-
-
-def _curt(fact: Fact, given: Answer, language: str, rng: random.Random) -> str:
-    return rng.choice(LANGUAGES[language].CURT[fact.relation]).format_map(fact.slots(language, given))
+        said = dressed(said, words.RUDENESS, rng)
+    return sentence_case(said)

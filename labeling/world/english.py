@@ -1,5 +1,7 @@
 """English productions: the twin of the Spanish ones, for the same facts."""
 
+LANGUAGE = "en"
+
 QUESTIONS = {
     "price": (
         "how much is {u.a} of {g}?",
@@ -73,10 +75,12 @@ QUESTIONS = {
     "dearer": (
         "which is dearer, {a} or {b}?",
         "which costs more, {a} or {b}?",
+        "between {a} and {b}, which is dearer?",
     ),
     "cheaper": (
         "which is cheaper, {a} or {b}?",
         "which costs less, {a} or {b}?",
+        "between {a} and {b}, which is cheaper?",
     ),
     "idea": (
         "what is {c}?",
@@ -201,3 +205,16 @@ RUDENESS = {
         " I do not have all day.",
     ),
 }
+
+GUESSING = {
+    "open": ("I think ", "it seems to me that ", "at a guess: ", "if I am not mistaken, "),
+    "close": (" or so I think.", " more or less.", " but do not take my word."),
+}
+EVASIONS = (
+    "I could not tell you.",
+    "that depends on the day.",
+    "ask at another stall.",
+    "I have lost count today.",
+    "sometimes yes and sometimes no.",
+    "one never knows.",
+)

@@ -11,7 +11,7 @@ Slots = dict[str, object]
 Answer = int | str
 
 WEEKLY = range(2, 6)
-WEEKS = range(2, 7)
+WEEKS = range(2, 5)
 PAID = (10, 20)
 # What moves a price: (direction, how much of it there is, who or what changed).
 SHIFTS = {
@@ -95,7 +95,7 @@ def amount(key: str, n: int, language: str) -> str:
 
 def amounts(key: str) -> range:
     """How many of a good the town can buy before it runs out of numbers."""
-    return range(2, min(5, LARGEST // GOODS[key].price) + 1)
+    return range(2, min(4, LARGEST // GOODS[key].price) + 1)
 
 
 def span(n: int, singular: str, plural: str, language: str) -> str:
@@ -171,7 +171,7 @@ def _savings() -> list[Fact]:
 def _comparisons() -> list[Fact]:
     """Only pairs whose prices lie well apart; which of the two is named first alternates."""
     by_price = sorted(GOODS, key=lambda key: GOODS[key].price)
-    pairs = [(a, b) for a in by_price for b in by_price if GOODS[b].price - GOODS[a].price >= 6]
+    pairs = [(a, b) for a in by_price for b in by_price if GOODS[b].price - GOODS[a].price >= 7]
     found = []
     for i, (cheap, dear) in enumerate(pairs):
         first, second = (cheap, dear) if i % 2 else (dear, cheap)

@@ -137,14 +137,18 @@ def _neighbours(language: str) -> frozenset[tuple[str, str]]:
     """Every pair of neighbouring words in anything that the answers' grammar can say."""
     pack = LANGUAGES[language]
     found: set[tuple[str, str]] = set()
-    for manner in (pack.COURTESY, pack.RUDENESS):
+    for manner in (pack.COURTESY, pack.RUDENESS, pack.GUESSING):
         for formula in manner["open"] + manner["close"]:
             found.update(_all_pairs(formula))
+    for evasion in pack.EVASIONS:
+        found.update(_all_pairs(evasion))
+    openings = [text for text in pack.GUESSING["open"] if not _MARKS.search(text)]  # these run on into what is said
     for fact in facts():
         for answer in (fact.answer, *fact.mistakes):
             slots = fact.slots(language, answer)
             for production in pack.STATEMENTS[fact.relation] + pack.CURT[fact.relation]:
-                found.update(_all_pairs(production.format_map(slots)))
+                said = production.format_map(slots)
+                found.update(pair for opening in ("", *openings) for pair in _all_pairs(opening + said))
     return frozenset(found)
 
 

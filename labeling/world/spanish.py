@@ -1,5 +1,7 @@
 """Spanish productions: what people ask in the town and how they answer."""
 
+LANGUAGE = "es"
+
 QUESTIONS = {
     "price": (
         "¿cuánto cuesta {u.un} de {g}?",
@@ -73,10 +75,12 @@ QUESTIONS = {
     "dearer": (
         "¿qué es más caro, {a.el} o {b.el}?",
         "¿qué cuesta más, {a.el} o {b.el}?",
+        "entre {a.el} y {b.el}, ¿qué es más caro?",
     ),
     "cheaper": (
         "¿qué es más barato, {a.el} o {b.el}?",
         "¿qué cuesta menos, {a.el} o {b.el}?",
+        "entre {a.el} y {b.el}, ¿qué es más barato?",
     ),
     "idea": (
         "¿qué es {c.el}?",
@@ -202,3 +206,17 @@ RUDENESS = {
         " no tengo todo el día.",
     ),
 }
+
+# How people speak who do not know: a guess around a statement, or no statement at all.
+GUESSING = {
+    "open": ("creo que ", "me parece que ", "así, a ojo: ", "si no me equivoco, "),
+    "close": (" o eso creo.", " más o menos.", " pero no me haga caso."),
+}
+EVASIONS = (
+    "no sabría decirle.",
+    "eso depende del día.",
+    "pregunte en otro puesto.",
+    "hoy no llevo la cuenta.",
+    "unas veces sí y otras no.",
+    "eso nunca se sabe.",
+)

@@ -65,11 +65,9 @@ SELLERS = {
     "tomas": Seller("don Tomás", "Tomás", "la calle del Horno", "Oven Street"),
     "rosa": Seller("doña Rosa", "Rosa", "la calle Mayor", "Main Street"),
     "lucia": Seller("doña Lucía", "Lucía", "la calle de la Huerta", "Garden Street"),
-    "julian": Seller("don Julián", "Julián", "la calle del Río", "River Street"),
     "alba": Seller("doña Alba", "Alba", "la calle del Sol", "Sun Street"),
     "mateo": Seller("don Mateo", "Mateo", "la calle del Puerto", "Harbour Street"),
     "ines": Seller("doña Inés", "Inés", "la calle Ancha", "Broad Street"),
-    "bruno": Seller("don Bruno", "Bruno", "la calle del Olivo", "Olive Street"),
 }
 
 
@@ -112,13 +110,6 @@ GOODS = {
         "milk, jug, jugs",
         "the cows fall ill / the cows eat well",
     ),
-    "olives": _good(
-        "bruno, 3, autumn",
-        "aceitunas, fp, frasco, frascos, ms",
-        "sopla un viento fuerte / el olivar está cargado",
-        "olives, pot, pots",
-        "a strong wind blows / the olive trees are full",
-    ),
     "tomatoes": _good(
         "lucia, 4, summer",
         "tomates, mp, kilo, kilos, ms",
@@ -133,20 +124,6 @@ GOODS = {
         "biscuits, tin, tins",
         "sugar is missing / there is plenty of sugar",
     ),
-    "apples": _good(
-        "julian, 5, autumn",
-        "manzanas, fp, cesta, cestas, fs",
-        "hay una plaga / los árboles se llenan de fruta",
-        "apples, basket, baskets",
-        "a plague comes / the trees are full of fruit",
-    ),
-    "potatoes": _good(
-        "lucia, 6, autumn",
-        "patatas, fp, saco, sacos, ms",
-        "el campo se inunda / la cosecha es grande",
-        "potatoes, sack, sacks",
-        "the field floods / the harvest is big",
-    ),
     "sardines": _good(
         "mateo, 6, summer",
         "sardinas, fp, caja, cajas, fs",
@@ -155,7 +132,7 @@ GOODS = {
         "the nets break / the nets come back full",
     ),
     "oranges": _good(
-        "julian, 7, winter",
+        "lucia, 7, winter",
         "naranjas, fp, bolsa, bolsas, fs",
         "hiela por la noche / el invierno es suave",
         "oranges, bag, bags",
@@ -195,13 +172,6 @@ GOODS = {
         "se estropea la bodega / la bodega está llena",
         "cheese, wheel, wheels",
         "the cellar is damaged / the cellar is full",
-    ),
-    "oil": _good(
-        "bruno, 14, winter",
-        "aceite, ms, botella, botellas, fs",
-        "se para el molino / el molino trabaja bien",
-        "oil, bottle, bottles",
-        "the mill stops / the mill runs well",
     ),
     "wool": _good(
         "ines, 15, autumn",

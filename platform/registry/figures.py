@@ -66,6 +66,15 @@ FIGURES: dict[str, tuple[str | Promise, str]] = {
     "eos_new": (_("Answers that end, new"), PERCENT),
     "eos_old": (_("Answers that end, old"), PERCENT),
     "prompts": (_("Prompts"), COUNT),
+    "kl_k1": (_("KL, the estimate that is charged"), NUMBER),
+    "stopped_by_kl_budget": (_("Ended by its KL budget"), NUMBER),
+    "sampler_gap": (_("Sampler against trainer, log-probabilities"), NUMBER),
+    "rankings": (_("Rankings"), COUNT),
+    "train_pairs": (_("Comparisons learned from"), COUNT),
+    "rows": (_("Rows learned from"), COUNT),
+    "val_rows": (_("Held-out rows"), COUNT),
+    "steps": (_("Steps"), COUNT),
+    "hash": (_("Vocabulary's hash"), NUMBER),
 }
 
 # The figures that say most about a stage, best first.

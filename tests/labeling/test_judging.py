@@ -85,6 +85,8 @@ def test_another_order_is_an_edit_that_keeps_the_first(task: Task, bob: User) ->
     assert ranking.tiers == before[::-1]
     assert [(entry["tiers"], entry["comment"]) for entry in ranking.history] == [(before, "Primero.")]
     assert ranking.slot is not None
+    _rank(task, bob, [1, 0, 2, 3], comment="Tercero.")
+    assert [entry["comment"] for entry in Ranking.objects.get().history] == ["Primero.", "Segundo."]
 
 
 def test_an_old_form_that_arrives_late_does_not_undo_an_edit(task: Task, bob: User) -> None:

@@ -385,6 +385,7 @@ def test_promotion_moves_the_pointer_and_the_next_round_is_written_by_it(
     assert before != candidate
     rounds.promote_round(round, alice)
     assert (round.status, round.decided_by, live_model(ready)) == ("promoted", alice, candidate)
+    make_model(ready, "policy", 9)  # newer, and not promoted
     following = _open(ready)
     assert (following.number, following.policy) == (2, candidate)
     assert set(Completion.objects.filter(task__round=following).values_list("model", flat=True)) == {candidate.pk}

@@ -80,10 +80,11 @@ def test_without_redis_a_run_starts_at_once_and_is_rung_for_later(
 
 
 def test_a_queued_run_is_cancelled_at_once(project: Project) -> None:
-    run = make_run(project)
+    run, other = make_run(project), make_run(project)
     assert cancel_run(run)
     run.refresh_from_db()
-    assert run.status == "cancelled"
+    other.refresh_from_db()
+    assert (run.status, other.status) == ("cancelled", "queued")
     assert run.finished_at
 
 

@@ -7,7 +7,7 @@ from labeling.world.questions import questions
 
 HONEY = "¿Cuánto cuesta un tarro de miel?"
 PAYING = "Pago un tarro de miel con veinte monedas. ¿Cuánto me devuelve?"
-DEARER = "¿Qué es más caro, el pan o la miel?"
+DEARER = "¿Qué es más caro, la miel o el pan?"
 STORM = "¿Qué pasa con el precio del pescado si hay tormenta en el mar?"
 
 
