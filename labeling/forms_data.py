@@ -28,6 +28,10 @@ class ImportForm(forms.Form):
     kind = forms.ChoiceField(label=_("What it is"), choices=KINDS)
     file = forms.FileField(
         label=_("File"),
+        error_messages={
+            "required": _("No file was chosen: choose one."),
+            "empty": _("The file is empty: there is nothing in it."),
+        },
         widget=forms.FileInput(attrs={"accept": ".txt,.jsonl,.gz,text/plain,application/gzip"}),
     )
     split = forms.ChoiceField(label=_("Prompts are for"), choices=Prompt.Split, required=False)

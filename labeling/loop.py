@@ -9,6 +9,7 @@ from django.urls import reverse
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy as lazy
+from django.utils.translation import ngettext
 
 from accounts.models import Project, Role, User
 from labeling import queue
@@ -194,11 +195,15 @@ def _member_action(project: Project, user: User) -> Action | None:
     waiting = queue.counts(project, user)
     if waiting["rank"]:
         return Action(
-            _("%(n)d rankings wait for you.") % {"n": waiting["rank"]}, _("Rank"), reverse("rank", args=[project.slug])
+            ngettext("%(n)d ranking waits for you.", "%(n)d rankings wait for you.", waiting["rank"])
+            % {"n": waiting["rank"]},
+            _("Rank"),
+            reverse("rank", args=[project.slug]),
         )
     if waiting["write"]:
         return Action(
-            _("%(n)d prompts wait for an answer.") % {"n": waiting["write"]},
+            ngettext("%(n)d prompt waits for an answer.", "%(n)d prompts wait for an answer.", waiting["write"])
+            % {"n": waiting["write"]},
             _("Write"),
             reverse("write", args=[project.slug]),
         )
@@ -254,7 +259,12 @@ def _round_action(project: Project, round: Round, far: dict[str, int]) -> Action
         if far["slots_done"] < far["slots"]:
             missing = far["slots"] - far["slots_done"]
             return Action(
-                _("%(n)d of %(all)d rankings are still missing.") % {"n": missing, "all": far["slots"]},
+                ngettext(
+                    "%(n)d of %(all)d rankings is still missing.",
+                    "%(n)d of %(all)d rankings are still missing.",
+                    missing,
+                )
+                % {"n": missing, "all": far["slots"]},
                 _("Rank"),
                 reverse("rank", args=[project.slug]),
             )

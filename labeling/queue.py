@@ -4,13 +4,15 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Case, Exists, OuterRef, Q, QuerySet, When
 from django.http import Http404
+from django.utils.html import escape, format_html
+from django.utils.safestring import mark_safe
 from django.utils.timezone import localtime, now
 from django.utils.translation import gettext as _
 
 from accounts.models import Project, User
-from labeling.models import Demonstration, Ranking, Round, Slot, Task
+from labeling.models import Demonstration, Prompt, Ranking, Round, Slot, Task
 
 # How many free slots are tried before looking again: people asking at the same moment want the same first one.
 TRIED_AT_ONCE = 16
@@ -46,7 +48,7 @@ def _my_open_slot(project: Project, user: User, kind: str) -> Slot | None:
     )
 
 
-def next_task(project: Project, user: User, kind: str) -> Slot | None:
+def next_task(project: Project, user: User, kind: str, leaving: Task | None = None) -> Slot | None:
     """My open lease first, else a free slot of a task I have not worked on; None when there is nothing to do."""
     mine = _my_open_slot(project, user, kind)
     if mine is not None and renew(mine.task, user):
@@ -54,7 +56,7 @@ def next_task(project: Project, user: User, kind: str) -> Slot | None:
     while True:
         candidates = list(_fresh_slots(project, user, kind).free()[:TRIED_AT_ONCE])  # type: ignore[attr-defined]
         if not candidates:
-            return _skipped_before(project, user, kind)
+            return _skipped_before(project, user, kind, leaving)
         for slot in candidates:
             if take(slot.pk, user):
                 return Slot.objects.select_related("task").get(pk=slot.pk)
@@ -69,11 +71,14 @@ def take(pk: int, user: User) -> bool:
         return False
 
 
-def _skipped_before(project: Project, user: User, kind: str) -> Slot | None:
-    """What this person gave back comes last, when nothing else is left."""
-    for slot in Slot.objects.free().filter(
+def _skipped_before(project: Project, user: User, kind: str, leaving: Task | None) -> Slot | None:
+    """What this person gave back comes last, when nothing else is left; skipping again goes round all of it."""
+    mine = Slot.objects.free().filter(
         task__project=project, task__kind=kind, task__status=Task.Status.OPEN, holder=user
-    )[:TRIED_AT_ONCE]:
+    )
+    if leaving is not None:
+        mine = mine.annotate(behind=Case(When(task__gt=leaving.pk, then=0), default=1)).order_by("behind", "task_id")
+    for slot in mine[:TRIED_AT_ONCE]:
         if take(slot.pk, user):
             return slot
     return None
@@ -124,12 +129,12 @@ def why_nothing(project: Project, user: User, kind: str) -> str:
     """Why there is no task, in one sentence with the next step."""
     lent = _fresh_slots(project, user, kind).order_by("leased_until").first()
     if lent is not None and lent.leased_until is not None:
-        at = localtime(lent.leased_until).strftime("%H:%M")
-        return _("Everything left is in other people's hands; the next lease ends at %(time)s: look again then.") % {
-            "time": at
-        }
+        at = localtime(lent.leased_until)  # in the reader's zone where there are scripts
+        clock = format_html('<time data-clock datetime="{}">{}</time>', at.isoformat(), f"{at:%H:%M}")
+        sentence = _("Everything left is in other people's hands; the next lease ends at %(time)s: look again then.")
+        return mark_safe(escape(sentence) % {"time": clock})  # noqa: S308
     if kind == Task.Kind.WRITE:
-        if Task.objects.filter(project=project, kind=kind).exists():
+        if Prompt.objects.filter(project=project).exists():
             return _("Every prompt has its demonstration: a manager can add prompts on the data page.")
         return _("There are no prompts to answer yet: a manager can add some on the data page.")
     current = Round.objects.filter(project=project).exclude(status__in=Round.OVER).first()

@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 from accounts.models import Membership, Project, Role, User
 from labeling import world
 from labeling.errors import LabelingError
-from labeling.judging import shown_completions, submit_ranking
+from labeling.judging import submit_ranking
 from labeling.models import Task
 from labeling.queue import next_task, open_tasks
 
@@ -45,7 +45,7 @@ def simulate(project: Project, annotators: int = 3, noise: float = 0.25, seed: i
     for user in simulated_annotators(project, annotators):
         while (slot := next_task(project, user, Task.Kind.RANK)) is not None:
             task = slot.task
-            shown = shown_completions(task, user)
+            shown = list(task.completions.order_by("position"))  # not as shown: a seed repeats in any home
             turn = task.round.number if task.round else 0
             draws = random.Random(f"{seed}:{turn}:{user.username}:{task.prompt.fingerprint}")
             order = world.rank(task.prompt.text, [c.text for c in shown], noise, draws)

@@ -60,6 +60,10 @@ def start_stage(
     **chosen: ModelVersion | None,
 ) -> Run:
     """Queue a stage with the models given, or the usual ones; raises LabelingError where something is missing."""
+    if unused := [name for name in chosen if chosen[name] is not None and name not in ACCEPTS[stage]]:
+        raise LabelingError(
+            _("Stage %(stage)s does not use a %(input)s: leave it out.") % {"stage": stage, "input": unused[0]}
+        )
     inputs: dict[str, Any] = {}
     for name, kinds in ACCEPTS[stage].items():
         model = chosen.get(name)

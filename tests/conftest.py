@@ -1,7 +1,10 @@
 """The cast: alice manages, bob and dana annotate, rita reviews, charlie is an outsider."""
 
+from collections.abc import Iterator
+
 import pytest
 from django.test import Client
+from django.utils.translation import override
 
 from accounts.models import Membership, Project, Role, User
 
@@ -16,6 +19,13 @@ def _member(project: Project, name: str, role: str) -> User:
 def _quick_passwords(settings) -> None:
     """The real hasher is slow on purpose."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def _in_english() -> Iterator[None]:
+    """What services say, whichever language the test before this one ended in."""
+    with override("en"):
+        yield
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from typing import Any
 from training.config import STAGES, TrainingError, parse
 from training.report import Report, Stopped, die_with_stdin
 
-# Idle threads sleep instead of spinning: on cores shared with other programs a spinning team is several times slower.
-# libgomp reads this when torch is loaded, which is later.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# An idle thread spins for a moment, then sleeps. Spinning for ever is several times slower on cores shared with other
+# programs, sleeping at once halves the speed on free ones. libgomp reads this when torch is loaded, which is later.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 FAILED = 1
 _LOCK_WAIT = 30.0  # seconds that a new attempt gives an older one to notice that it is over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -226,10 +227,11 @@ class Engine:
 
     def abandon(self) -> None:
         """End every request as cancelled, without another step."""
-        while self.slots:
-            self._finish(self.slots.pop(), "cancelled")
-        while self.waiting:
-            self._finish(_Slot(self.waiting.popleft(), 0), "cancelled")
+        with contextlib.suppress(IndexError):  # two threads may abandon at once
+            while self.slots:
+                self._finish(self.slots.pop(), "cancelled")
+            while self.waiting:
+                self._finish(_Slot(self.waiting.popleft(), 0), "cancelled")
 
     def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(values), device=self.device)
@@ -271,7 +273,10 @@ class EngineThread(threading.Thread):
     def submit(self, request: Request) -> Request:
         if self.failure is not None or self._closing.is_set():
             raise TrainingError("The engine has stopped with 1 request refused: start it again.")
-        return self.engine.submit(request)
+        self.engine.submit(request)
+        if self.failure is not None:  # it stopped between the two lines above: nobody else would end this request
+            self.engine.abandon()
+        return request
 
     def run(self) -> None:
         try:

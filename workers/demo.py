@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.utils.text import slugify
 
 from accounts.models import Membership, Project, Role
 from accounts.services import add_member, create_project
@@ -34,10 +35,14 @@ def folder() -> Path:
     return Path(settings.BUCLE_HOME) / "demo"
 
 
-def project_for(seed: int) -> Project:
-    slug = "plaza" if seed == 1 else f"plaza-{seed}"
+NAMES = {"es": "La plaza", "en": "The market"}
+
+
+def project_for(seed: int, language: str = "es") -> Project:
+    name = NAMES[language] if seed == 1 else f"{NAMES[language]} ({seed})"
+    slug = slugify(NAMES[language]) + ("" if seed == 1 else f"-{seed}")
     found = Project.objects.filter(slug=slug).first()
-    return found or create_project(name="La plaza" if seed == 1 else f"La plaza ({seed})", slug=slug)
+    return found or create_project(name=name, slug=slug)
 
 
 def people(project: Project, password: str = "") -> dict[str, str]:
@@ -58,27 +63,27 @@ def people(project: Project, password: str = "") -> dict[str, str]:
     return passwords
 
 
-def data(project: Project, seed: int) -> None:
-    """Texts, questions and demonstrations of the small world, through the importer."""
+def data(project: Project, seed: int, language: str) -> None:
+    """Text, questions and demonstrations of the small world, through the importer."""
     kinds = Dataset.Kind
     have = set(Dataset.objects.filter(project=project).values_list("name", flat=True))
-    texts = {f"town-{language}.txt": (language, size) for language, size in recipe.CORPUS.items()}
-    for name, (language, size) in texts.items():
-        if name not in have:
-            text = "\n\n".join(world.corpus(seed, size, language)) + "\n"
-            _import(project, kinds.CORPUS, name, text, documents="paragraphs")
-    train = [{"prompt": p.text} for p in world.prompts(seed, recipe.PROMPTS["train"], split="train")]
-    held_out = [{"prompt": p.text} for p in world.prompts(seed, recipe.PROMPTS["holdout"], split="holdout")]
-    shown = [
-        {"instruction": row["instruction"], "response": row["response"]}
-        for row in world.demonstrations(seed, recipe.DEMONSTRATIONS)
-    ]
+    if "town.txt" not in have:
+        text = "\n\n".join(world.corpus(seed, recipe.CHARACTERS, language)) + "\n"
+        _import(project, kinds.CORPUS, "town.txt", text, documents="paragraphs")
+    questions = world.prompts(seed, recipe.PROMPTS["train"], language, split="train")
+    left_to_people = {question.text for question in questions[: recipe.LEFT_TO_WRITE]}
     if "demonstrations.jsonl" not in have:
-        _import(project, kinds.DEMONSTRATIONS, "demonstrations.jsonl", _jsonl(shown))
-    if "prompts.jsonl" not in have:
-        _import(project, kinds.PROMPTS, "prompts.jsonl", _jsonl(train))
-    if "held-out.jsonl" not in have:
-        _import(project, kinds.PROMPTS, "held-out.jsonl", _jsonl(held_out), split="holdout")
+        shown = world.demonstrations(seed, recipe.DEMONSTRATIONS, language)
+        rows = [
+            {"instruction": row["instruction"], "response": row["response"]}
+            for row in shown
+            if row["instruction"] not in left_to_people
+        ]
+        _import(project, kinds.DEMONSTRATIONS, "demonstrations.jsonl", _jsonl(rows))
+    for split, name in (("train", "prompts.jsonl"), ("holdout", "held-out.jsonl")):
+        if name not in have:
+            drawn = world.prompts(seed, recipe.PROMPTS[split], language, split=split)
+            _import(project, kinds.PROMPTS, name, _jsonl({"prompt": p.text} for p in drawn), split=split)
 
 
 def _jsonl(rows: Iterable[dict[str, str]]) -> str:
@@ -175,12 +180,12 @@ def _news(round: Round) -> str:
     return f"{round.status}: step {run.step} of {run.steps}{_latest(run)}"
 
 
-def loop(seed: int, say: Say) -> tuple[Project, Round]:
+def loop(seed: int, language: str, say: Say) -> tuple[Project, Round]:
     """The whole circle."""
-    project = project_for(seed)
-    say("1/6  Text: the market town, in Spanish and English")
+    project = project_for(seed, language)
+    say("1/6  Text: a market town is written")
     people(project)
-    data(project, seed)
+    data(project, seed, language)
     say("2/6  Tokens: a vocabulary is learned")
     stage(project, "tokenizer", recipe.TOKENIZER, say)
     say("3/6  Pretraining: the model learns to continue text")
@@ -191,5 +196,7 @@ def loop(seed: int, say: Say) -> tuple[Project, Round]:
         promote(model=ModelVersion.objects.filter(project=project, kind=ModelVersion.Kind.SFT).earliest("pk"))
     say("5/6  The round: completions, rankings, reward model, PPO, evaluation")
     round = one_round(project, seed, say)
-    say("6/6  Figures")
+    say("6/6  Figures; and the promoted policy writes the next round, for you to rank")
+    if rounds.current_round(project) is None and round.status == Round.Status.PROMOTED:
+        rounds.open_round(project=project, **recipe.NEXT_ROUND)
     return project, round

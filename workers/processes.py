@@ -102,8 +102,8 @@ class Processes:
     def __enter__(self) -> "Processes":
         self._take_home()
         try:
-            # PASSIVE: on a machine that runs all of this at once, idle math threads must not spin.
-            env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "BUCLE_HOME": str(settings.BUCLE_HOME)}
+            # The serve worker's math threads share the cores with everything else: see training/__main__.py.
+            env = {"GOMP_SPINCOUNT": "20000", **os.environ, "BUCLE_HOME": str(settings.BUCLE_HOME)}
             env["REDIS_URL"] = self._redis()
             self.port = free_port(self.wanted)
             self._start("web", web_command(self.host, self.port), env)

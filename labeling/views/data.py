@@ -15,7 +15,8 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.timezone import localdate
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy as lazy
-from django.views.decorators.http import require_GET, require_POST
+from django.utils.translation import ngettext
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import Project, Role
 from accounts.permissions import MemberRequest, role_required
@@ -74,9 +75,11 @@ def counts_of(project: Project) -> dict[str, dict[str, int]]:
     }
 
 
-@require_POST
+@require_http_methods(["GET", "POST"])
 @role_required(Role.MANAGER)
 def data_import(request: MemberRequest) -> HttpResponse:
+    if request.method == "GET":  # the language was switched, or one signed in again, on a page with a refused file
+        return redirect("data", request.project.slug)
     form = ImportForm(request.POST, request.FILES)
     if not form.is_valid():
         return _page(request, form, status=422)
@@ -90,7 +93,10 @@ def data_import(request: MemberRequest) -> HttpResponse:
             )  # fmt: skip
     except (ImportFailed, LabelingError) as problem:
         return _page(request, form, str(problem), status=422)
-    said = _("%(name)s is in: %(rows)s rows.") if is_new else _("%(name)s was there already; nothing has changed.")
+    if is_new:
+        said = ngettext("%(name)s is in: %(rows)s row.", "%(name)s is in: %(rows)s rows.", made.rows)
+    else:
+        said = _("%(name)s was there already; nothing has changed.")
     messages.success(request, said % {"name": made.name, "rows": number(made.rows)})
     return redirect("data", request.project.slug)
 

@@ -8,8 +8,8 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
-from django.shortcuts import render
-from django.views.decorators.http import require_GET, require_POST
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import Role
 from accounts.permissions import MemberRequest, role_required
@@ -37,10 +37,12 @@ def _past(request: MemberRequest) -> QuerySet[Completion]:
     return asked.select_related("model").order_by("-pk")[:6]
 
 
-@require_POST
+@require_http_methods(["GET", "POST"])
 @role_required(Role.MANAGER)
 def playground_ask(request: MemberRequest) -> HttpResponse:
     """Queue an answer a model; the fragment opens their streams. Without scripts the whole page comes back."""
+    if request.method == "GET":
+        return redirect("playground", request.project.slug)
     form, error = PlaygroundForm(request.POST, project=request.project), ""
     answers: list[Completion] = []
     if form.is_valid():

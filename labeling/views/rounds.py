@@ -15,7 +15,7 @@ from labeling import rounds as services
 from labeling.errors import LabelingError
 from labeling.forms_rounds import RoundForm
 from labeling.loop import active_run
-from labeling.models import Completion, Round
+from labeling.models import Completion, Prompt, Round
 from labeling.rounds import current_round, open_round, progress
 from registry import refresh
 from registry.health import missing_queues
@@ -129,8 +129,10 @@ def _evaluation(row: Round) -> dict[str, Any]:
     if "win_rate" not in result:
         return {}
     low, high = result.get("win_rate_low", result["win_rate"]), result.get("win_rate_high", result["win_rate"])
+    asked = row.evaluate_run.datasets.all() if row.evaluate_run else []
     return {
         **result,
+        "seen_in_training": any(dataset.manifest.get("part") == Prompt.Split.TRAIN for dataset in asked),
         "at": f"{100 * result['win_rate']:.1f}",
         "from": f"{100 * low:.1f}",
         "wide": f"{100 * max(high - low, 0.005):.1f}",

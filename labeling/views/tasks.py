@@ -99,14 +99,15 @@ def _form(task: Task, request: MemberRequest, **kwargs: Any) -> RankingForm | De
 
 
 def _initial(task: Task, request: MemberRequest, earlier: Judgement | None) -> dict[str, Any]:
-    """A new key, under what was sent, under what was begun: a draft is always the newest."""
+    """What was begun, else what was sent: a draft is always the newest. The key is this page's own: two devices
+    that go on from one draft send two judgements, and the later one is an edit."""
     sent: dict[str, Any] = {}
     if isinstance(earlier, Ranking):
         sent = ranking_initial(earlier)
     elif isinstance(earlier, Demonstration):
         sent = demonstration_initial(earlier)
     draft = draft_of(task, request.user)
-    return {"key": fresh_key(), **(draft or sent)}
+    return {**(draft or sent), "key": fresh_key()}
 
 
 def _submit(task: Task, request: MemberRequest, form: forms.Form) -> None:
@@ -206,7 +207,7 @@ def skip(request: MemberRequest, pk: int) -> HttpResponse:
         if is_worth_keeping(data):
             save_draft(task, request.user, data)
     release(task, request.user)
-    slot = next_task(request.project, request.user, task.kind)
+    slot = next_task(request.project, request.user, task.kind, leaving=task)
     if slot is not None and slot.task_id == task.pk:
         messages.info(request, _("This is the only task left, so here it is again."))
     return redirect(task.kind, request.project.slug)

@@ -6,7 +6,7 @@ from functools import cache
 from types import ModuleType
 
 from labeling.world import english_tales, spanish_tales
-from labeling.world.facts import PAID, WEEKLY, WEEKS, Fact, Slots, amount, amounts, facts, good_slots, span
+from labeling.world.facts import WEEKLY, WEEKS, Fact, Slots, amount, amounts, facts, good_slots, paid_for, span
 from labeling.world.grammar import expand
 from labeling.world.manners import curt, dressed, full, guess
 from labeling.world.questions import LANGUAGES, WorldPrompt, questions
@@ -88,7 +88,7 @@ def _scene(rng: random.Random, language: str, key: str | None = None) -> Slots:
 def _bargain(key: str, rng: random.Random, language: str) -> Slots:
     price = GOODS[key].price
     n = rng.choice(amounts(key))
-    paid = rng.choice([paid for paid in PAID if paid > price + 1])
+    paid = paid_for(key)
     return {
         "n": number(n, language),
         "price_number": number(price, language),

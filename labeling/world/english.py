@@ -72,16 +72,6 @@ QUESTIONS = {
         "how much do I save in {weeks} with {weekly} a week?",
         "I put {weekly} aside each week. What will I have in {weeks}?",
     ),
-    "dearer": (
-        "which is dearer, {a} or {b}?",
-        "which costs more, {a} or {b}?",
-        "between {a} and {b}, which is dearer?",
-    ),
-    "cheaper": (
-        "which is cheaper, {a} or {b}?",
-        "which costs less, {a} or {b}?",
-        "between {a} and {b}, which is cheaper?",
-    ),
     "idea": (
         "what is {c}?",
         "how does the teacher explain {c}?",

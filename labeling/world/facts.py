@@ -1,6 +1,6 @@
 """Everything that can be asked in the town, the one right answer to it, and answers that are plausibly wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +10,7 @@ from labeling.world.words import LARGEST, coins, number
 Slots = dict[str, object]
 Answer = int | str
 
-WEEKLY = range(2, 6)
+WEEKLY = range(2, 5)
 WEEKS = range(2, 5)
 PAID = (10, 20)
 # What moves a price: (direction, how much of it there is, who or what changed).
@@ -95,7 +95,12 @@ def amount(key: str, n: int, language: str) -> str:
 
 def amounts(key: str) -> range:
     """How many of a good the town can buy before it runs out of numbers."""
-    return range(2, min(4, LARGEST // GOODS[key].price) + 1)
+    return range(2, min(3, LARGEST // GOODS[key].price) + 1)
+
+
+def paid_for(key: str) -> int:
+    """The coins somebody hands over for one: more than a coin too many, since "son una moneda" would not agree."""
+    return next(paid for paid in PAID if paid > GOODS[key].price + 1)
 
 
 def span(n: int, singular: str, plural: str, language: str) -> str:
@@ -110,7 +115,7 @@ def _near(n: int) -> tuple[int, ...]:
     return tuple(m for m in (n - 3, n - 2, n - 1, n + 1, n + 2, n + 3) if 2 <= m <= LARGEST)
 
 
-def _others(pool: dict[str, object] | set[str], right: str) -> tuple[str, ...]:
+def _others(pool: Iterable[str], right: str) -> tuple[str, ...]:
     return tuple(sorted(key for key in pool if key != right))
 
 
@@ -128,10 +133,8 @@ def _totals() -> list[Fact]:
 
 def _changes() -> list[Fact]:
     return [
-        Fact("change", (key, paid), paid - good.price, _near(paid - good.price))
+        Fact("change", (key, paid_for(key)), paid_for(key) - good.price, _near(paid_for(key) - good.price))
         for key, good in GOODS.items()
-        for paid in PAID
-        if paid > good.price + 1  # "son una moneda" would not agree
     ]
 
 
@@ -171,7 +174,7 @@ def _savings() -> list[Fact]:
 def _comparisons() -> list[Fact]:
     """Only pairs whose prices lie well apart; which of the two is named first alternates."""
     by_price = sorted(GOODS, key=lambda key: GOODS[key].price)
-    pairs = [(a, b) for a in by_price for b in by_price if GOODS[b].price - GOODS[a].price >= 7]
+    pairs = [(a, b) for a in by_price for b in by_price if GOODS[b].price - GOODS[a].price >= 6]
     found = []
     for i, (cheap, dear) in enumerate(pairs):
         first, second = (cheap, dear) if i % 2 else (dear, cheap)

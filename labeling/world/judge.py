@@ -12,7 +12,7 @@ from labeling.world.questions import LANGUAGES, WorldPrompt, asked
 RIGHT, KIND, SHORT = 2.0, 1.0, 0.5
 LONGEST = 40  # words; beyond that nobody at the market listens
 _MARKS = re.compile(r"[.,:;!?¡¿]")
-_BRIEF, _LENGTHY = 12, 20
+_BRIEF, _LENGTHY = 14, 22
 _ANSWER_IN = {
     **dict.fromkeys(("price", "total", "change", "wage", "saving"), "coins"),
     "seller": "sellers",
@@ -45,7 +45,7 @@ NOTHING = Judgement(right=False, kind=False, short=0.0, utility=0.0)
 
 
 def judge(prompt: str, response: str) -> Judgement:
-    """Right counts more than kind, kind more than short; what cannot be read counts nothing."""
+    """Right counts more than kind, kind more than short (of right answers only); gibberish counts nothing."""
     question = asked(prompt)
     if question is None or not is_readable(response, question.language):
         return NOTHING
@@ -53,7 +53,7 @@ def judge(prompt: str, response: str) -> Judgement:
     kind = is_kind(response, question.language)
     count = len(words(response))
     short = 1.0 if count <= _BRIEF else 0.5 if count <= _LENGTHY else 0.0
-    return Judgement(right, kind, short, RIGHT * right + KIND * kind + SHORT * short)
+    return Judgement(right, kind, short, RIGHT * right + KIND * kind + SHORT * short * right)
 
 
 def is_readable(response: str, language: str) -> bool:

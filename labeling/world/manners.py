@@ -5,24 +5,27 @@ from types import ModuleType
 
 from labeling.world.facts import Answer, Fact
 
-EVASIVE, HESITANT = 0.45, 0.3  # shares among people who do not know; the others state their mistake as a fact
+EVASIVE, HESITANT = 0.5, 0.35  # shares among people who do not know; the others state their mistake as a fact
 
 
 def full(fact: Fact, given: Answer, words: ModuleType, rng: random.Random) -> str:
     """A whole sentence, without capitals as yet."""
-    return rng.choice(words.STATEMENTS[fact.relation]).format_map(fact.slots(words.LANGUAGE, given))
+    production: str = rng.choice(words.STATEMENTS[fact.relation])
+    return production.format_map(fact.slots(words.LANGUAGE, given))
 
 
 def curt(fact: Fact, given: Answer, words: ModuleType, rng: random.Random) -> str:
     """The answer and nothing else."""
-    return rng.choice(words.CURT[fact.relation]).format_map(fact.slots(words.LANGUAGE, given))
+    production: str = rng.choice(words.CURT[fact.relation])
+    return production.format_map(fact.slots(words.LANGUAGE, given))
 
 
 def guess(fact: Fact, words: ModuleType, rng: random.Random) -> str:
     """What somebody says who does not know: mostly one hears it."""
     drawn = rng.random()
     if drawn < EVASIVE:
-        return rng.choice(words.EVASIONS)
+        evasion: str = rng.choice(words.EVASIONS)
+        return evasion
     mistake = rng.choice((full, curt))(fact, rng.choice(fact.mistakes), words, rng)
     return dressed(mistake, words.GUESSING, rng) if drawn < EVASIVE + HESITANT else mistake
 

@@ -10,7 +10,7 @@ from labeling.world.facts import Fact, facts
 from labeling.world.words import sentence_case
 
 LANGUAGES = {"es": spanish, "en": english}
-HOLDOUT_SHARE = 0.25
+HOLDOUT_SHARE = 0.28
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def questions(language: str) -> tuple[WorldPrompt, ...]:
     found = []
     for fact in facts():
         slots = fact.slots(language)
-        for production in LANGUAGES[language].QUESTIONS[fact.relation]:
+        for production in LANGUAGES[language].QUESTIONS.get(fact.relation, ()):  # comparisons are told, not asked
             text = sentence_case(production.format_map(slots))
             found.append(WorldPrompt(text, language, split_of(text), fact))
     return tuple(found)

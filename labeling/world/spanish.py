@@ -72,16 +72,6 @@ QUESTIONS = {
         "¿cuánto ahorro en {weeks} con {weekly} por semana?",
         "guardo {weekly} a la semana. ¿Cuánto tendré en {weeks}?",
     ),
-    "dearer": (
-        "¿qué es más caro, {a.el} o {b.el}?",
-        "¿qué cuesta más, {a.el} o {b.el}?",
-        "entre {a.el} y {b.el}, ¿qué es más caro?",
-    ),
-    "cheaper": (
-        "¿qué es más barato, {a.el} o {b.el}?",
-        "¿qué cuesta menos, {a.el} o {b.el}?",
-        "entre {a.el} y {b.el}, ¿qué es más barato?",
-    ),
     "idea": (
         "¿qué es {c.el}?",
         "¿cómo explica la maestra {c.el}?",

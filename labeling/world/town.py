@@ -67,7 +67,6 @@ SELLERS = {
     "lucia": Seller("doña Lucía", "Lucía", "la calle de la Huerta", "Garden Street"),
     "alba": Seller("doña Alba", "Alba", "la calle del Sol", "Sun Street"),
     "mateo": Seller("don Mateo", "Mateo", "la calle del Puerto", "Harbour Street"),
-    "ines": Seller("doña Inés", "Inés", "la calle Ancha", "Broad Street"),
 }
 
 
@@ -145,13 +144,6 @@ GOODS = {
         "flowers, bunch, bunches",
         "it stays dry in April / it rains a lot in April",
     ),
-    "eggs": _good(
-        "ines, 9, spring",
-        "huevos, mp, docena, docenas, fs",
-        "un zorro entra en el corral / las gallinas están contentas",
-        "eggs, box, boxes",
-        "a fox visits the hens / the hens are happy",
-    ),
     "fish": _good(
         "mateo, 10, winter",
         "pescado, ms, kilo, kilos, ms",
@@ -173,23 +165,14 @@ GOODS = {
         "cheese, wheel, wheels",
         "the cellar is damaged / the cellar is full",
     ),
-    "wool": _good(
-        "ines, 15, autumn",
-        "lana, fs, ovillo, ovillos, ms",
-        "se pierden las ovejas / hay muchas ovejas",
-        "wool, ball, balls",
-        "the sheep get lost / there are many sheep",
-    ),
 }
 
 TRADES = {
     "postman": Trade(3, Noun("cartero"), Thing("postman")),
     "shepherd": Trade(4, Noun("pastor"), Thing("shepherd")),
     "seamstress": Trade(5, Noun("costurera", "fs"), Thing("seamstress")),
-    "miller": Trade(6, Noun("molinero"), Thing("miller")),
     "carpenter": Trade(7, Noun("carpintero"), Thing("carpenter")),
     "teacher": Trade(8, Noun("maestra", "fs"), Thing("teacher")),
-    "smith": Trade(9, Noun("herrera", "fs"), Thing("blacksmith")),
     "doctor": Trade(10, Noun("médica", "fs"), Thing("doctor")),
 }
 
@@ -210,23 +193,8 @@ IDEAS = {
     "scarcity": Idea(
         Noun("escasez", "fs"), "que no hay bastante para todos", Thing("scarcity"), "not having enough for everyone"
     ),
-    "competition": Idea(
-        Noun("competencia", "fs"),
-        "que varios puestos ofrecen lo mismo",
-        Thing("competition"),
-        "several stalls offering the same",
-    ),
     "loan": Idea(Noun("préstamo"), "dinero que hay que devolver", Thing("a loan"), "money that must be given back"),
-    "interest": Idea(
-        Noun("interés"), "el precio del dinero prestado", Thing("interest"), "the price of borrowed money"
-    ),
-    "tax": Idea(
-        Noun("impuesto"), "lo que todos ponen para la escuela", Thing("a tax"), "what we all pay for the school"
-    ),
     "inflation": Idea(
         Noun("inflación", "fs"), "que suben todos los precios", Thing("inflation"), "all the prices going up"
-    ),
-    "market": Idea(
-        Noun("mercado"), "donde se juntan compradores y vendedores", Thing("a market"), "where buyers and sellers meet"
     ),
 }

@@ -3,7 +3,8 @@
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from accounts.models import Membership, Project, Role
+from accounts.models import Membership, Project, Role, User
+from accounts.services import first_password
 
 
 class MembershipError(Exception):
@@ -26,6 +27,27 @@ def remove_member(*, project: Project, username: str) -> None:
     membership = _locked(project, username)
     _keep_a_manager(membership)
     membership.delete()
+
+
+@transaction.atomic
+def new_password(*, project: Project, username: str, by: User) -> tuple[Membership, str]:
+    """For somebody who forgot theirs, returned once. Nobody may so take over an account that reaches further."""
+    membership = _locked(project, username)
+    user = membership.user
+    if user == by:
+        raise MembershipError(_("Your own password you change in the menu under your initial."))
+    if user.is_simulated:
+        raise MembershipError(_("%(name)s is simulated and never signs in.") % {"name": username})
+    elsewhere = Membership.objects.filter(user=user).exclude(project__in=Project.objects.managed_by(by))
+    if not by.is_superuser and (user.is_superuser or user.is_staff or elsewhere.exists()):
+        raise MembershipError(
+            _("%(name)s also works where you are no manager: a site admin runs `manage.py changepassword %(name)s`.")
+            % {"name": username}
+        )
+    password = first_password()
+    user.set_password(password)
+    user.save(update_fields=["password"])
+    return membership, password
 
 
 def _locked(project: Project, username: str) -> Membership:

@@ -25,6 +25,10 @@ def free_slug(wanted: str) -> str:
     return next(f"{wanted}-{n}" for n in range(2, len(taken) + 3) if f"{wanted}-{n}" not in taken)
 
 
+def first_password() -> str:
+    return get_random_string(14)
+
+
 @transaction.atomic
 def add_member(*, project: Project, username: str, role: str) -> tuple[Membership, str]:
     """Put a person into a project; a new person gets a random password, returned once (else an empty string)."""
@@ -32,7 +36,7 @@ def add_member(*, project: Project, username: str, role: str) -> tuple[Membershi
     username = User.normalize_username(username)  # as create_user stores it, so that the same name finds it again
     user = User.objects.filter(username=username).first()
     if user is None:
-        password = get_random_string(14)
+        password = first_password()
         user = User.objects.create_user(username, password=password)
     membership, _ = Membership.objects.update_or_create(project=project, user=user, defaults={"role": role})
     return membership, password

@@ -11,6 +11,8 @@ from django.utils.translation import gettext_lazy as _
 
 NUMBER, PERCENT, COUNT, RATE, SECONDS = "number", "percent", "count", "rate", "seconds"
 
+NOTHING = 1e-7  # what is smaller is the rounding of a float
+
 # name: (label, form)
 FIGURES: dict[str, tuple[str | Promise, str]] = {
     "loss": (_("Loss"), NUMBER),
@@ -156,7 +158,7 @@ def shown(key: str, value: Any) -> str:
 def number(value: float) -> str:
     """Three significant digits: 0.0012, 3.14, 127, 12,300."""
     size = abs(value)
-    if size == 0 or float(value).is_integer():
+    if size < NOTHING or float(value).is_integer():
         return number_format(int(value), force_grouping=True)
     if size < 0.001:
         mantissa, _e, exponent = f"{value:.1e}".partition("e")

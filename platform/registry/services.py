@@ -6,6 +6,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Max
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
 
 from accounts.models import Project, User
 from registry.bell import ring_on_commit
@@ -36,7 +37,10 @@ def check_settings(stage: str, config: dict[str, Any]) -> None:
         filled["demonstrations"] = "filled in"
     known = {f.name for f in settings_of(stage)}
     if hidden := (set(config) & FILLED_IN) - known:
-        raise RegistryError(f"{sorted(hidden)[0]} is chosen by the platform from the run's inputs: leave it out.")
+        raise RegistryError(
+            _("%(setting)s is chosen by the platform from the run's inputs: leave it out.")
+            % {"setting": sorted(hidden)[0]}
+        )
     try:
         parse(stage, {**filled, **config})
     except ConfigError as error:
@@ -61,7 +65,10 @@ def start_run(
     check_settings(stage, config)
     for given in (tokenizer, base, reference, reward_model, *(datasets or [])):
         if given is not None and given.project_id != project.pk:
-            raise RegistryError(f"{given.name} belongs to another project: choose one of {project.name}.")
+            raise RegistryError(
+                _("%(name)s belongs to another project: choose one of %(project)s.")
+                % {"name": given.name, "project": project.name}
+            )
     run = Run.objects.create(
         project=project, stage=stage, config=config, tokenizer=tokenizer, base=base, reference=reference,
         reward_model=reward_model, created_by=by, rung_at=now(),
@@ -113,7 +120,10 @@ def live_model(project: Project) -> ModelVersion | None:
 def promote(*, model: ModelVersion, by: User | None = None) -> Deployment:
     """Move the pointer: from now on this model is live."""
     if not model.can_write:
-        raise RegistryError(f"{model.name} is a {model.kind} model and cannot write text: promote a policy.")
+        raise RegistryError(
+            _("%(name)s is of kind '%(kind)s' and cannot write text: promote a policy.")
+            % {"name": model.name, "kind": model.get_kind_display()}
+        )
     deployment = Deployment.objects.create(project=model.project, model=model, promoted_by=by)
     ring_on_commit("workers.serve.warm", model.pk)
     return deployment
@@ -121,8 +131,8 @@ def promote(*, model: ModelVersion, by: User | None = None) -> Deployment:
 
 def find_model(text: str, project: Project | None = None) -> ModelVersion:
     """A model by "policy-3" or "town/policy-3"; raises RegistryError with the names there are."""
-    slug, _, name = text.rpartition("/")
-    kind, _, number = name.rpartition("-")
+    slug, _sep, name = text.rpartition("/")
+    kind, _sep, number = name.rpartition("-")
     models = ModelVersion.objects.filter(kind=kind, number=int(number) if number.isdecimal() else 0)
     if project is not None:
         models = models.filter(project=project)
@@ -132,15 +142,22 @@ def find_model(text: str, project: Project | None = None) -> ModelVersion:
     if len(found) == 1:
         return found[0]
     if found:
-        raise RegistryError(f"{len(found)} projects have a {name}: write {found[0].project.slug}/{name}.")
+        raise RegistryError(
+            _("%(n)d projects have a %(name)s: write %(slug)s/%(name)s.")
+            % {"n": len(found), "name": name, "slug": found[0].project.slug}
+        )
     known = ModelVersion.objects.filter(**({"project": project} if project else {}))[:6]
     names = ", ".join(f"{m.project.slug}/{m.name}" for m in known.select_related("project"))
-    raise RegistryError(f"There is no model {text!r}; there are: {names or 'none yet'}.")
+    raise RegistryError(
+        _("There is no model '%(name)s'; there are: %(known)s.") % {"name": text, "known": names or _("none yet")}
+    )
 
 
 def find_project(slug: str) -> Project:
     project = Project.objects.filter(slug=slug).first()
     if project is None:
-        known = ", ".join(Project.objects.values_list("slug", flat=True)[:8]) or "none yet"
-        raise RegistryError(f"There is no project {slug!r}; there are: {known}.")
+        known = ", ".join(Project.objects.values_list("slug", flat=True)[:8])
+        raise RegistryError(
+            _("There is no project '%(slug)s'; there are: %(known)s.") % {"slug": slug, "known": known or _("none yet")}
+        )
     return project

@@ -4,8 +4,10 @@ from django.urls import path
 
 from registry.views.models import model, model_promote, models
 from registry.views.runs import run, run_cancel, run_events, runs
+from registry.views.workers import workers
 
 urlpatterns = [
+    path("workers/", workers, name="workers"),
     path("p/<slug:slug>/runs/", runs, name="runs"),
     path("p/<slug:slug>/runs/<int:pk>/", run, name="run"),
     path("p/<slug:slug>/runs/<int:pk>/events/", run_events, name="run_events"),

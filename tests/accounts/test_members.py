@@ -76,6 +76,45 @@ def test_a_person_of_another_project_cannot_be_removed_from_here(signed_in, alic
     assert Membership.objects.filter(project=other_project, user=charlie).exists()
 
 
+def test_a_forgotten_password_is_replaced_and_the_new_one_shown_once(signed_in, alice, bob, url, client):
+    page = signed_in(alice).post(url, {"action": "password", "username": "bob"})
+    assert page.context["password"] in page.content.decode()
+    assert not client.login(username="bob", password="a-long-passphrase")
+    assert client.login(username="bob", password=page.context["password"])
+
+
+def _also_elsewhere(user, other_project):
+    Membership.objects.create(project=other_project, user=user)
+
+
+def _simulated(user, other_project):
+    User.objects.filter(pk=user.pk).update(is_simulated=True)
+
+
+def _site_admin(user, other_project):
+    User.objects.filter(pk=user.pk).update(is_superuser=True)
+
+
+@pytest.mark.parametrize("who", [_also_elsewhere, _simulated, _site_admin])
+def test_no_account_that_reaches_further_is_taken_over_by_a_new_password(
+    signed_in, alice, bob, other_project, url, who
+):
+    who(bob, other_project)
+    assert "password" not in (signed_in(alice).post(url, {"action": "password", "username": "bob"}).context or {})
+    assert User.objects.get(pk=bob.pk).check_password("a-long-passphrase")
+
+
+def test_a_site_admin_replaces_any_password_but_nobody_their_own_or_an_outsiders(
+    signed_in, alice, bob, charlie, other_project, url
+):
+    for name in ("alice", "charlie"):
+        signed_in(alice).post(url, {"action": "password", "username": name})
+        assert User.objects.get(username=name).check_password("a-long-passphrase")
+    _also_elsewhere(bob, other_project)
+    _site_admin(alice, other_project)
+    assert signed_in(alice).post(url, {"action": "password", "username": "bob"}).context["password"]
+
+
 def test_simulated_people_are_marked(signed_in, alice, project, url):
     robot = User.objects.create_user("robot", is_simulated=True)
     Membership.objects.create(project=project, user=robot)

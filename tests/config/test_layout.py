@@ -50,5 +50,6 @@ def test_no_pickle_is_ever_read_or_written() -> None:
 
 
 def test_no_file_grows_beyond_what_one_reads_at_a_time() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 350}
+    written = [path for path in SOURCES if "migrations" not in path.parts]
+    long = {str(p.relative_to(ROOT)): n for p in written if (n := len(p.read_text().splitlines())) > 350}
     assert long == {}

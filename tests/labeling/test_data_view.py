@@ -34,6 +34,10 @@ def _send(client, project, kind, file, **more):
 DEMONSTRATION = {"instruction": "¿Qué es el ahorro?", "response": "Guardar monedas."}
 
 
+def test_whoever_switches_the_language_on_a_refused_file_is_led_to_the_data_page(alices, project):
+    assert alices.get(reverse("data_import", args=[project.slug]))["Location"] == reverse("data", args=[project.slug])
+
+
 def test_text_comes_in_with_its_weight_and_checksum(alices, alice, project):
     answer = _send(alices, project, "corpus", _file("plaza.txt", "El pan cuesta dos monedas.\n"), weight="2.5")
     text = Dataset.objects.get()

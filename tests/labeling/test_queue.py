@@ -8,7 +8,7 @@ from django.utils.timezone import now, timedelta
 
 from accounts.models import Membership, Project, User
 from labeling.models import Prompt, Slot, Task
-from labeling.queue import counts, next_task, release, renew
+from labeling.queue import counts, next_task, release, renew, why_nothing
 
 
 def _tasks(project: Project, count: int, overlap: int = 1, kind: str = Task.Kind.WRITE) -> list[Task]:
@@ -59,6 +59,32 @@ def test_a_skipped_task_comes_back_last(project: Project, bob: User) -> None:
     assert next_task(project, bob, Task.Kind.WRITE).task_id == second.pk
     Slot.objects.filter(task=second).update(done_at=now())
     assert next_task(project, bob, Task.Kind.WRITE).task_id == first.pk
+
+
+def test_skipping_goes_round_all_that_was_skipped(project: Project, bob: User) -> None:
+    tasks = _tasks(project, 3)
+    met = []
+    task = next_task(project, bob, Task.Kind.WRITE).task
+    for _ in range(6):
+        met.append(task.pk)
+        release(task, bob)
+        task = next_task(project, bob, Task.Kind.WRITE, leaving=task).task
+    assert met == [t.pk for t in tasks] * 2
+
+
+def test_no_task_where_every_prompt_has_its_answer_says_so(project: Project, bob: User) -> None:
+    assert "no prompts" in why_nothing(project, bob, Task.Kind.WRITE)
+    Prompt.objects.create(project=project, text="¿Cuánto cuesta el pan?")
+    assert "Every prompt has its demonstration" in why_nothing(project, bob, Task.Kind.WRITE)
+
+
+def test_the_end_of_the_next_lease_is_a_time_that_the_page_puts_into_the_readers_zone(project, bob, dana) -> None:
+    _tasks(project, 1)
+    slot = next_task(project, bob, Task.Kind.WRITE)
+    Slot.objects.filter(pk=slot.pk).update(leased_until=now() + timedelta(minutes=5))
+    why = why_nothing(project, dana, Task.Kind.WRITE)
+    assert "<time data-clock" in why
+    assert "people&#x27;s hands" in why
 
 
 def test_counts_say_what_waits_for_me(project: Project, bob: User, dana: User) -> None:

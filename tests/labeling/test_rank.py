@@ -156,10 +156,21 @@ def test_a_half_done_ranking_is_found_again(task: Task, bob: User, signed_in: An
     assert client.post(_url("task_draft", task), payload).json()["saved"]
     page = client.get(_url("task", task))
     form = page.context["form"]
-    assert form["key"].value() == payload["key"]
     assert (form[f"place-{first}"].value(), form["comment"].value()) == (3, "a medias")
     assert f'name="score-{first}-fairness" value="2"' in page.content.decode()
     assert re.search(r'value="2"[^>]*checked', page.content.decode())
+
+
+def test_two_devices_that_go_on_from_one_draft_send_two_judgements(task: Task, bob: User, signed_in: Any) -> None:
+    client = signed_in(bob)
+    _open(client, task)
+    client.post(_url("task_draft", task), _payload(task, [1, 2, "", ""]))
+    phone, desk = (client.get(_url("task", task)).context["form"]["key"].value() for _ in range(2))
+    client.post(_url("task", task), _payload(task, [1, 2, 3, 4], key=phone))
+    client.post(_url("task", task), _payload(task, [4, 3, 2, 1], key=desk))
+    ranking = Ranking.objects.get()
+    assert ranking.tiers == [[c.pk] for c in reversed(task.completions.order_by("position"))]
+    assert len(ranking.history) == 1
 
 
 def test_a_draft_that_arrives_after_its_own_form_does_not_come_back(task: Task, bob: User, signed_in: Any) -> None:

@@ -164,7 +164,7 @@ def test_interval_decides_what_is_said(alices, decided_by_people, low, high, sai
 def test_promotion_makes_the_new_policy_live(alices, project, decided_by_people):
     _act(alices, decided_by_people, "promote")
     assert live_model(project).name == "policy-1"
-    assert "hx-trigger" not in _page(alices, decided_by_people).content.decode()
+    assert "every 3s" not in _page(alices, decided_by_people).content.decode()
 
 
 def test_rejection_keeps_the_old_policy(alices, project, policy, decided_by_people):

@@ -9,7 +9,7 @@ from registry import figures
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (0.07, "0.07"), (0.9, "0.9"), (1.0, "1"), (3.14159, "3.14"), (127.6, "128"), (-0.5, "-0.5"),
-     (12345.6, "12,346"), (0.00012, "1.2e-4")],
+     (12345.6, "12,346"), (0.00012, "1.2e-4"), (-8.9e-8, "0")],
 )  # fmt: skip
 def test_number_has_three_digits(value, text):
     with override("en"):

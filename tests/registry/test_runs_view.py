@@ -34,15 +34,15 @@ def test_list_shows_each_run_with_its_state_and_figure(alices, project):
 def test_list_asks_again_only_while_something_is_under_way(alices, project):
     url = reverse("runs", args=[project.slug])
     run = _run(project, status="running")
-    assert "hx-trigger" in alices.get(url).content.decode()
+    assert "every 3s" in alices.get(url).content.decode()
     Run.objects.filter(pk=run.pk).update(status="succeeded")
-    assert "hx-trigger" not in alices.get(url).content.decode()
+    assert "every 3s" not in alices.get(url).content.decode()
 
 
 def test_list_answers_204_while_nothing_changed_and_the_part_when_it_did(alices, project):
     url, headers = reverse("runs", args=[project.slug]), {"HX-Request": "true"}
     run = _run(project, status="running")
-    seen = re.search(r"seen=(\w+)", alices.get(url).content.decode())[1]
+    seen = re.search(r'data-seen="(\w+)', alices.get(url).content.decode())[1]
     assert alices.get(f"{url}?seen={seen}", headers=headers).status_code == 204
     Run.objects.filter(pk=run.pk).update(status="failed", error="It broke.")
     changed = alices.get(f"{url}?seen={seen}", headers=headers)

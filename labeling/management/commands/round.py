@@ -8,6 +8,7 @@ from django.core.management import CommandParser
 
 from labeling import rounds
 from labeling.errors import LabelingError
+from labeling.management.commands.train import parse_setting
 from labeling.models import Round
 from registry.commands import ReportCommand
 from registry.health import missing_queues
@@ -21,6 +22,9 @@ ACTIONS: dict[str, Callable[[Round], Round]] = {
     "promote": rounds.promote_round,
     "reject": rounds.reject_round,
 }
+
+
+PLANNED = ("reward", "ppo", "evaluate")
 
 
 class Command(ReportCommand):
@@ -37,6 +41,11 @@ class Command(ReportCommand):
         parser.add_argument("--temperature", type=float, default=1.0)
         parser.add_argument("--top-p", type=float, default=1.0)
         parser.add_argument("--max-new-tokens", type=int, default=48)
+        parser.add_argument("--min-accuracy", type=float, default=0.55, help="the reward model's gate")
+        parser.add_argument(
+            "--set", metavar="STAGE.KEY=VALUE", nargs="+", action="extend", default=[],
+            help="a setting of a run this round starts, such as ppo.updates=40",
+        )  # fmt: skip
         parser.add_argument("--seed", type=int)
         parser.add_argument("--wait", action="store_true", help="return when people, or a manager, are next")
 
@@ -46,6 +55,7 @@ class Command(ReportCommand):
             round = rounds.open_round(
                 project=project, prompts=options["prompts"], k=options["k"], overlap=options["overlap"],
                 policy=find_model(options["policy"], project) if options["policy"] else None, seed=options["seed"],
+                plan=parse_plan(options["set"]), min_accuracy=options["min_accuracy"],
                 sampling={name: options[name] for name in ("temperature", "top_p", "max_new_tokens")},
             )  # fmt: skip
         else:
@@ -75,6 +85,18 @@ class Command(ReportCommand):
                 said = now_said
             time.sleep(0.5)
             round.refresh_from_db()
+
+
+def parse_plan(texts: list[str]) -> dict[str, dict[str, Any]]:
+    """{"ppo": {"updates": 40}} from ["ppo.updates=40"]."""
+    plan: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        stage, dot, setting = text.partition(".")
+        if not dot or stage not in PLANNED:
+            raise LabelingError(f"--set {text}: write it as STAGE.KEY=VALUE with a stage of {', '.join(PLANNED)}.")
+        key, value = parse_setting(stage, setting)
+        plan.setdefault(stage, {})[key] = value
+    return plan
 
 
 def describe(round: Round) -> dict[str, Any]:

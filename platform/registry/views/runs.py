@@ -106,7 +106,7 @@ async def run_events(request: HttpRequest, slug: str, pk: int) -> HttpResponseBa
 
 def _whole(request: HttpRequest, name: str) -> int:
     value = request.GET.get(name, "")
-    return int(value) if value.isdigit() else 0
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 19 else 0
 
 
 async def _events(pk: int, reader: Reader) -> AsyncIterator[str]:

@@ -66,6 +66,17 @@
     const hidden = event.target.querySelector("input[name=csrfmiddlewaretoken]");
     if (hidden) hidden.value = csrf();
   });
+  // A second click while the first is on its way sends nothing; forms that scripts send look after themselves.
+  const ON_ITS_WAY = 8000;
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (event.defaultPrevented || form.method !== "post") return;
+    if (Date.now() - (form.dataset.sentAt || 0) < ON_ITS_WAY) event.preventDefault();
+    else form.dataset.sentAt = Date.now();
+  });
+  window.addEventListener("pageshow", () =>
+    document.querySelectorAll("form[data-sent-at]").forEach((form) => delete form.dataset.sentAt),
+  );
   document.addEventListener("htmx:configRequest", (event) => (event.detail.headers["X-CSRFToken"] = csrf()));
   document.addEventListener("htmx:afterSwap", (event) => localTimes(event.target));
 

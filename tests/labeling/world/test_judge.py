@@ -7,7 +7,6 @@ from labeling.world.questions import questions
 
 HONEY = "¿Cuánto cuesta un tarro de miel?"
 PAYING = "Pago un tarro de miel con veinte monedas. ¿Cuánto me devuelve?"
-DEARER = "¿Qué es más caro, la miel o el pan?"
 STORM = "¿Qué pasa con el precio del pescado si hay tormenta en el mar?"
 
 
@@ -38,7 +37,7 @@ def test_right_outweighs_kind_and_kind_outweighs_short() -> None:
         "",
     ]
     scores = [judge(HONEY, response).utility for response in order]
-    assert scores[0] > scores[2] > scores[3] > scores[4] > scores[5] > scores[6] == 0
+    assert scores[0] > scores[2] > scores[3] > scores[4] > scores[5] == scores[6] == 0  # short helps only what is right
     assert scores[1] == 0  # not a sentence of the town: unreadable counts nothing, however polite
 
 
@@ -87,9 +86,6 @@ def test_heaped_or_empty_courtesy_is_not_kind(response: str) -> None:
         (HONEY, "El kilo de miel cuesta once monedas."),
         (HONEY, "Doña Rosa. Once monedas."),
         (PAYING, "Le devuelvo veinte monedas. Le devuelvo nueve monedas."),
-        (DEARER, "El pan. La miel."),
-        (DEARER, "La miel. El pan. Las flores."),
-        (DEARER, "La miel es más barata que el pan."),
         (STORM, "Sube. Baja."),
         (STORM, "El precio del pescado sube porque hay más pescado."),
     ],
@@ -102,8 +98,6 @@ def test_two_answers_at_once_or_the_wrong_subject_are_not_right(prompt: str, res
     ("prompt", "response"),
     [
         (PAYING, "De veinte monedas le devuelvo nueve monedas."),
-        (DEARER, "La miel."),
-        (DEARER, "La miel cuesta más que el pan."),
         (STORM, "Por supuesto: sube, porque hay menos pescado."),
         ("Where can I buy honey?", "Certainly! Go to Sun Street, you will find honey there."),
     ],

@@ -10,7 +10,7 @@ from labeling.world.questions import HOLDOUT_SHARE, asked, prompts, questions, s
 @pytest.mark.parametrize("language", ["es", "en"])
 def test_questions_are_distinct_and_plenty(language: str) -> None:
     texts = [question.text for question in questions(language)]
-    assert len(texts) == len(set(texts)) > 1000
+    assert len(texts) == len(set(texts)) > 700
 
 
 @pytest.mark.parametrize("language", ["es", "en"])
@@ -37,7 +37,7 @@ def test_the_mixture_is_mostly_spanish() -> None:
 
 def test_relations_take_turns() -> None:
     counts = Counter(prompt.fact.relation for prompt in prompts(1, 130, "es", split="train"))
-    assert len(counts) == 13
+    assert set(counts) == {question.fact.relation for question in questions("es")}
     assert min(counts.values()) >= 5
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from django.core.management import BaseCommand, CommandError, CommandParser, call_command
@@ -22,6 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--exit", action="store_true", help="end after the summary")
         parser.add_argument("--seed", type=int, default=1)
+        parser.add_argument("--language", choices=list(demo.NAMES), default="es", help="the town's language")
         parser.add_argument("--port", type=int, default=8000)
         parser.add_argument("--json", action="store_true", help="the summary as one JSON object on standard output")
 
@@ -32,9 +32,10 @@ class Command(BaseCommand):
         ending = stop_on_signals()
         try:
             with Processes(options["port"], say=self.say) as processes:
-                passwords = demo.people(demo.project_for(options["seed"]), os.environ.get("BUCLE_DEMO_PASSWORD", ""))
+                project = demo.project_for(options["seed"], options["language"])
+                passwords = demo.people(project, os.environ.get("BUCLE_DEMO_PASSWORD", ""))
                 self.say(f"The platform is up at {processes.url}; the loop begins.")
-                summary = self.run_until(ending, options["seed"])
+                summary = self.run_until(ending, options["seed"], options["language"])
                 if summary is None:
                     return
                 self.stdout.write(json.dumps(summary, ensure_ascii=False) if options["json"] else table(summary))
@@ -45,9 +46,9 @@ class Command(BaseCommand):
         except RegistryError as error:
             raise CommandError(str(error)) from error
 
-    def run_until(self, ending: threading.Event, seed: int) -> dict[str, Any] | None:
+    def run_until(self, ending: threading.Event, seed: int, language: str) -> dict[str, Any] | None:
         """The loop's summary; None when a person stopped it."""
-        kept = _summary_file(seed)
+        kept = demo.folder() / f"{demo.project_for(seed, language).slug}.json"
         if kept.exists():
             self.say(f"This loop has been run before: its figures come from {kept}.")
             return dict(json.loads(kept.read_text(encoding="utf-8")))
@@ -58,7 +59,7 @@ class Command(BaseCommand):
             self.say(text)
 
         try:
-            project, round = demo.loop(seed, say)
+            project, round = demo.loop(seed, language, say)
         except KeyboardInterrupt:
             self.say("Stopped; the same command goes on from here.")
             return None
@@ -78,7 +79,3 @@ class Command(BaseCommand):
     def say(self, text: str) -> None:
         self.stderr.write(f"[{time.monotonic() - self.began:4.0f} s] {text}")
         self.stderr.flush()
-
-
-def _summary_file(seed: int) -> Path:
-    return demo.folder() / f"seed-{seed}.json"
