@@ -210,6 +210,11 @@ class PPOConfig(_Optimised):
                 f"batch_size is {self.batch_size} and minibatches is {self.minibatches}: "
                 "choose a number of minibatches that divides the batch."
             )
+        if self.updates <= self.value_warmup:
+            raise ConfigError(
+                f"updates is {self.updates} and value_warmup is {self.value_warmup}: the policy would not move; "
+                "set more updates or a shorter warm-up."
+            )
         if self.ptx_coef and not self.demonstrations:
             raise ConfigError(f"ptx_coef is {self.ptx_coef} and demonstrations is empty: name a file or set it to 0.")
 

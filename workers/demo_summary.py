@@ -49,7 +49,7 @@ def summarise(project: Project, round: Round, seconds: float, seed: int) -> dict
         "seed": seed,
         "comparisons": len(wins),
         "model": round.candidate.name if round.candidate else None,
-        "examples": [{name: s[name] for name in ("prompt", "old", "new")} for s in samples[:3]],
+        "examples": [{name: s[name] for name in ("prompt", "old", "new")} for s in _three(samples)],
     }
 
 
@@ -68,6 +68,12 @@ def ceiling(round: Round) -> float:
     held_out = round.reward_run.datasets.filter(kind=Dataset.Kind.RANKINGS, manifest__role="val").first()
     rows = _read(held_out.file) if held_out else []
     return world.noise_ceiling([pair for row in rows for pair in pairs(row)])
+
+
+def _three(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first samples of three different prompts."""
+    first = {s["prompt"]: s for s in reversed(samples)}
+    return list(reversed(first.values()))[:3]
 
 
 def _win(new: float, old: float) -> float:
