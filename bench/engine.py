@@ -16,7 +16,7 @@ from training.config import ModelConfig, PretrainConfig
 from training.engine import Engine, Request
 from training.model import GPT, parameter_count
 from training.pretrain import token_loss
-from training.tokenizer import named
+from training.vocabulary import named
 
 SIZES = {
     "a": ({"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 128, "vocab_size": 1024}, 32),

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from training.tokenizer import ASSISTANT, EOS, PAD, USER, Tokenizer
+from training.vocabulary import ASSISTANT, EOS, PAD, USER, Tokenizer
 
 # <|user|>question<|assistant|>answer<|endoftext|>, again for each further turn.
 TEMPLATE = (

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training import chat, tokenizer
+from training import chat, vocabulary
 from training.config import ModelConfig, TrainingError
 from training.model import GPT, RewardModel, parameter_count
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 # Hugging Face's GPT-2 and GPT-1 keep these as Conv1D: the transpose of our Linear.
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -148,7 +148,7 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer, dict[s
                 f"There is no model at {path} (0 files {name}): give the directory of a finished model."
             )
     card = _read_json(path / "bucle.json") if (path / "bucle.json").is_file() else {}
-    tok = tokenizer.load(path)
+    tok = vocabulary.load(path)
     if card.get("template_hash", chat.TEMPLATE_HASH) != chat.TEMPLATE_HASH:
         raise TrainingError(
             f"{path} was trained with chat template {card['template_hash']} and this version writes "
@@ -219,7 +219,7 @@ def _widen(model: GPT, tok: Tokenizer, path: Path) -> GPT:
     have, need = model.config.vocab_size, tok.vocab_size
     if have >= need:
         return model
-    if need - have > len(tokenizer.CHAT_TOKENS):
+    if need - have > len(vocabulary.CHAT_TOKENS):
         raise TrainingError(
             f"The tokenizer in {path} has {need} ids and the model {have}: use the one it was trained with."
         )

@@ -68,15 +68,6 @@ def accuracy(gaps: Iterable[float]) -> tuple[float, int]:
     return (hits / n if n else math.nan), n
 
 
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share out of n trials (Wilson 1927); (0, 1) when nothing was tried."""
-    if n == 0:
-        return 0.0, 1.0
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def length_baseline(train: Sequence[tuple[int, int]], val: Sequence[tuple[int, int]]) -> float:
     """Accuracy on val of "the longer (or shorter) is better", whichever held in train; pairs are (chosen, rejected).
 

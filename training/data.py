@@ -17,7 +17,7 @@ from torch import Tensor
 from training.config import TrainingError
 
 if TYPE_CHECKING:  # tokenizer.py reads its texts with this module
-    from training.tokenizer import Tokenizer
+    from training.vocabulary import Tokenizer
 
 _CHUNK = 1 << 20
 DOCUMENTS = ("file", "lines", "paragraphs")

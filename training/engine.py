@@ -18,7 +18,7 @@ from training.config import TrainingError
 from training.device import Compute
 from training.model import GPT
 from training.sampling import choose, uniforms
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 FinishReason = Literal["eos", "length", "cancelled"]
 

@@ -14,12 +14,13 @@ from training import checkpoint, comparisons, data, device
 from training.config import EvaluateConfig
 from training.device import Compute
 from training.engine import Request, generate
+from training.intervals import wilson
 from training.model import GPT, RewardModel
 from training.ppo import read_prompts
 from training.report import Report, Stopped
 from training.reward import score_all
 from training.rollout import Episodes, completion_logprobs, generator
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 
 def run(config: EvaluateConfig, run_dir: Path, report: Report) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def run(config: EvaluateConfig, run_dir: Path, report: Report) -> dict[str, Any]
 def win_rate(gaps: Sequence[float]) -> dict[str, float]:
     """Share of answers in which the new policy scores higher (equal scores half) and its 95 % interval."""
     share, n = comparisons.accuracy(gaps)
-    low, high = comparisons.wilson(share, n)
+    low, high = wilson(share, n)
     return {"win_rate": share, "win_rate_low": low, "win_rate_high": high}
 
 

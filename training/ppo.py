@@ -17,7 +17,7 @@ from training.model import GPT, RewardModel
 from training.ppo_update import Frozen, Judged, Learner, ppo_update
 from training.report import Report, Stopped
 from training.rollout import Demonstration
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 SAMPLES = 4  # answers stored at a time
 ADAM_EPS = 1e-5  # 1e-8 makes the first steps so large that the ratio leaves its clip at once

@@ -28,7 +28,7 @@ from training.rollout import (
     prompts_of_update,
     scores,
 )
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 RATIO_TOLERANCE = 1e-6
 

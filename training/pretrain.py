@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import checkpoint, data, device, optim, tokenizer
+from training import checkpoint, data, device, optim, vocabulary
 from training.config import PretrainConfig, TrainingError
 from training.data import Source
 from training.device import Compute
 from training.model import GPT, continue_text, parameter_count
 from training.report import Pace, Report, Stopped
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 
 def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]:
@@ -113,14 +113,14 @@ def _start(config: PretrainConfig, run_dir: Path, compute: Compute) -> tuple[GPT
     if config.base:
         model, tok, _ = checkpoint.load_model(data.resolve(run_dir, config.base), compute.device)
         if config.tokenizer:
-            own = tokenizer.load(data.resolve(run_dir, config.tokenizer))
+            own = vocabulary.load(data.resolve(run_dir, config.tokenizer))
             checkpoint.require_same_tokenizer(tok, own, ("The base model", "the tokenizer"))
         return model, tok
     if not config.tokenizer:
         raise TrainingError(
             "There are 0 tokenizers in the settings: run the stage tokenizer and name its model folder."
         )
-    tok = tokenizer.load(data.resolve(run_dir, config.tokenizer))
+    tok = vocabulary.load(data.resolve(run_dir, config.tokenizer))
     torch.manual_seed(config.seed)
     return GPT(config.model(tok.vocab_size)).to(compute.device), tok
 

@@ -20,10 +20,11 @@ from training import checkpoint, comparisons, data, device, optim
 from training.chat import render_example
 from training.config import RewardConfig, TrainingError
 from training.device import Compute
+from training.intervals import wilson
 from training.model import RewardModel
 from training.report import Report, Stopped
 from training.rollout import stack
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 SCORED_AT_ONCE = 64
 
@@ -219,7 +220,7 @@ def _validate(
         return {"val_accuracy": None, "val_pairs": 0}
     rewards = score_all(model, [ids for r in held_out for ids in r.examples], tokenizer.pad_id, compute)
     share, n = comparisons.accuracy(_gaps(held_out, rewards))
-    low, high = comparisons.wilson(share, n)
+    low, high = wilson(share, n)
     _write_pairs(run_dir / "val_pairs.jsonl", held_out, rewards)
     baseline = comparisons.length_baseline(_length_pairs(rankings), _length_pairs(held_out))
     return {

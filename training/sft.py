@@ -15,7 +15,7 @@ from training.device import Compute
 from training.model import GPT, continue_text
 from training.pretrain import token_loss
 from training.report import Pace, Report, Stopped
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 FIELDS = {"instruction": str, "response": str}
 

@@ -9,7 +9,7 @@ from labeling import world
 from labeling.exports import pairs
 from labeling.models import Round
 from registry.models import Dataset, Run, Sample
-from training.comparisons import wilson
+from training.intervals import wilson
 
 ORDER = (
     "seconds", "tokens_per_s", "val_loss", "sft_loss", "rm_accuracy", "rm_ceiling", "win_rate", "win_rate_low",

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from labeling.world.facts import Answer, Fact
 
-EVASIVE, HESITANT = 0.5, 0.35  # shares among people who do not know; the others state their mistake as a fact
+EVASIVE, HESITANT = 0.72, 0.22  # shares among people who do not know; the others state their mistake as a fact
 
 
 def full(fact: Fact, given: Answer, words: ModuleType, rng: random.Random) -> str:

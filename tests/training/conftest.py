@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from training import tokenizer as tokenizers
+from training import vocabulary as tokenizers
 from training.chat import render_prompt
 from training.checkpoint import save_model
 from training.config import ModelConfig
 from training.model import GPT
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 GOODS = ["pan", "queso", "miel", "bread", "cheese", "honey"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training.chat import TEMPLATE, render_example, render_prompt, render_response
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 
 def test_a_prompt_is_user_text_assistant(tok: Tokenizer) -> None:

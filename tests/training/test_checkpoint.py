@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.training.conftest import prompt_ids
-from training import tokenizer as tokenizers
+from training import vocabulary as tokenizers
 from training.checkpoint import (
     Checkpoints,
     atomic_dir,
@@ -23,7 +23,7 @@ from training.checkpoint import (
 )
 from training.config import TrainingError
 from training.model import GPT, RewardModel
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 KINDS = [{}, {"tie_head": False}, {"norm": "post"}, {"norm": "post", "tie_head": False}, {"positions": "sinusoidal"}]
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from training import comparisons as cmp
+from training.intervals import wilson
 
 
 def test_comparisons_are_all_pairs_with_ties_at_one_half():
@@ -71,11 +72,11 @@ def test_bradley_terry_utilities_are_recovered_in_order():
 
 
 def test_wilson_interval_against_known_values():
-    low, high = cmp.wilson(0.5, 100)
+    low, high = wilson(0.5, 100)
     assert (low, high) == (pytest.approx(0.40383, abs=1e-4), pytest.approx(0.59617, abs=1e-4))
-    low, high = cmp.wilson(1.0, 10)
+    low, high = wilson(1.0, 10)
     assert (low, high) == (pytest.approx(0.72246, abs=1e-4), pytest.approx(1.0))
-    assert cmp.wilson(math.nan, 0) == (0.0, 1.0)
+    assert wilson(math.nan, 0) == (0.0, 1.0)
 
 
 def test_accuracy_counts_equal_scores_half():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from training import data
-from training import tokenizer as tokenizers
+from training import vocabulary as tokenizers
 from training.config import TrainingError
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 
 def whole(path: Path) -> str:

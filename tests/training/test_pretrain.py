@@ -15,7 +15,7 @@ from training.config import TrainingError, parse
 from training.data import open_sources
 from training.model import GPT
 from training.report import Report
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 MakeRun = Callable[..., Path]
 SIZES = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "batch_size": 4, "precision": "fp32"}
@@ -184,7 +184,7 @@ def test_bad_input_is_one_sentence(
 def test_a_base_with_another_vocabulary_is_refused(
     make_run: MakeRun, base_dir: Path, tmp_path: Path, text: str
 ) -> None:
-    from training.tokenizer import train as learn_tokenizer
+    from training.vocabulary import train as learn_tokenizer
 
     (tmp_path / "other").mkdir()
     learn_tokenizer([text], 290).save(tmp_path / "other")

@@ -14,7 +14,7 @@ from training.__main__ import main
 from training.config import TrainingError, parse
 from training.model import GPT, continue_text
 from training.report import Report
-from training.tokenizer import Tokenizer
+from training.vocabulary import Tokenizer
 
 MakeRun = Callable[..., Path]
 

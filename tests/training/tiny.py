@@ -9,7 +9,7 @@ import torch
 from training import checkpoint
 from training.config import ModelConfig
 from training.model import GPT, RewardModel
-from training.tokenizer import EOS, GPT2_PATTERN, Tokenizer
+from training.vocabulary import EOS, GPT2_PATTERN, Tokenizer
 
 
 def make_tokenizer() -> Tokenizer:

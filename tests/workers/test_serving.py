@@ -193,7 +193,7 @@ def test_an_engine_that_breaks_fails_the_question_and_the_next_one_gets_a_new_en
 
 
 def test_the_byte_0_is_stored_readably(project: Project, writer: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.tokenizer.Tokenizer.decode", lambda _self, _ids: "a\x00b")
+    monkeypatch.setattr("training.vocabulary.Tokenizer.decode", lambda _self, _ids: "a\x00b")
     asked = _ask(project, writer)
     tasks.write(asked.pk)
     asked.refresh_from_db()
