@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from django.core.management import BaseCommand, CommandError, CommandParser
+from django.utils import translation
 
 from registry.services import RegistryError
 
@@ -16,7 +17,8 @@ class ReportCommand(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            said, text = self.report(**options)
+            with translation.override("en"):  # one language, whoever reads the logs
+                said, text = self.report(**options)
         except RegistryError as error:
             raise CommandError(str(error)) from error
         self.stdout.write(json.dumps(said, ensure_ascii=False, default=str) if options["json"] else text)
