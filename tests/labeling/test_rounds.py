@@ -209,7 +209,7 @@ def test_closing_twice_starts_one_reward_run(ready: Project, bob: User) -> None:
 
 
 def test_every_step_is_taken_once_however_often_it_is_pushed(ready: Project, bob: User) -> None:
-    round = _closed(ready, bob, plan={"reward": {"epochs": 2}, "ppo": {"updates": 3}, "evaluate": {"seed": 5}})
+    round = _closed(ready, bob, plan={"reward": {"epochs": 2}, "ppo": {"updates": 4}, "evaluate": {"seed": 5}})
     _advance(round, 5)
     assert round.status == "training_reward"
     succeed(round.reward_run, "reward", **GOOD)
@@ -222,7 +222,7 @@ def test_every_step_is_taken_once_however_often_it_is_pushed(ready: Project, bob
     _advance(round, 5)
     assert round.status == "awaiting_approval"
     reward, ppo, evaluate = Run.objects.order_by("pk")
-    assert [r.config for r in (reward, ppo, evaluate)] == [{"epochs": 2}, {"updates": 3}, {"seed": 5}]
+    assert [r.config for r in (reward, ppo, evaluate)] == [{"epochs": 2}, {"updates": 4}, {"seed": 5}]
     assert (ppo.base, ppo.reward_model) == (round.policy, reward.model)
     assert (evaluate.base, evaluate.reference, evaluate.reward_model) == (ppo.model, round.policy, reward.model)
     assert round.evaluation == {"win_rate": 0.7}
