@@ -11,5 +11,7 @@ $bin/python -m pytest -q -n 2 -m "not services and not browser and not slow"
 echo "== database tests (PostgreSQL)" >&2
 BUCLE_TEST_DATABASE=postgres $bin/python -m pytest -q -n 2 -m "not services and not browser and not slow" \
   tests/accounts tests/registry tests/labeling
-echo "== real Valkey, real workers, real browser" >&2
-$bin/python -m pytest -q -m "(services or browser) and not slow"
+echo "== real Valkey and real workers" >&2
+$bin/python -m pytest -q -m "services and not browser and not slow"
+echo "== a real browser" >&2 # in a process of its own: its event loop stays in the thread
+$bin/python -m pytest -q -m "browser and not slow"

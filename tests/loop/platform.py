@@ -63,13 +63,13 @@ class Installation:
         finally:
             connection.close()
 
-    def wait_for(self, condition: Callable[[], Any], within: float = 60) -> Any:
+    def wait_for(self, condition: Callable[[], Any], within: float = 60, every: float = 0.1) -> Any:
         until = time.monotonic() + within
         while time.monotonic() < until:
             found = condition()
             if found:
                 return found
-            time.sleep(0.1)
+            time.sleep(every)
         logs = "".join(f"\n--- {f.name}\n{f.read_text()[-2000:]}" for f in sorted((self.home / "logs").glob("*.log")))
         raise AssertionError(f"not within {within} seconds{logs}")
 
@@ -82,6 +82,11 @@ class Installation:
     def worker_pid(self, queue: str) -> int:
         names = self.query("SELECT name FROM registry_workerprocess WHERE queue = ? ORDER BY seen_at DESC", queue)
         return int(names[0][0].rsplit(":", 1)[1])
+
+    def lines(self, run: int, name: str) -> int:
+        """How many lines a file of a run's directory has by now: sooner than the database knows."""
+        file = next((self.home / "artifacts").glob(f"projects/*/runs/{run}/{name}"), None)
+        return file.read_bytes().count(b"\n") if file else 0
 
     def run_row(self, pk: int) -> dict[str, Any]:
         names = ("status", "step", "attempt", "attempts_lost", "error")

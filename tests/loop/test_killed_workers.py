@@ -1,6 +1,8 @@
 """kill -9 in the middle of every stage, a lost queue, a killed writer: nothing is lost, nothing is done twice."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -47,9 +49,10 @@ def _end(bucle: Installation, run: int) -> dict[str, object]:
 def test_a_killed_train_worker_is_followed_by_the_same_curve(bucle: Installation, ready: str, stage: str) -> None:
     undisturbed = _start(bucle, ready, stage)
     assert _end(bucle, undisturbed)["status"] == "succeeded"
+    worker = bucle.worker_pid("train")
     killed = _start(bucle, ready, stage)
-    bucle.wait_for(lambda: bucle.run_row(killed)["step"] >= 5)
-    bucle.kill_worker("train")
+    bucle.wait_for(lambda: bucle.lines(killed, "metrics.jsonl") >= 6, every=0.02)
+    os.kill(worker, signal.SIGKILL)
     row = _end(bucle, killed)
     assert row["status"] == "succeeded", row
     assert (row["attempt"], row["attempts_lost"]) == (2, 1), "it must have been caught in the middle"
