@@ -55,7 +55,7 @@ def playground_ask(request: MemberRequest) -> HttpResponse:
         except LabelingError as problem:
             error = str(problem)
     context = {"project": request.project, "form": form, "answers": answers, "error": error, "waits_for": ["serve"]}
-    template = "labeling/_answers.html" if request.headers.get("HX-Request") else "labeling/playground.html"
+    template = "labeling/_answers.html" if request.htmx else "labeling/playground.html"
     return render(request, template, context)
 
 

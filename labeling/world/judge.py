@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from labeling.world.facts import Fact, facts
-from labeling.world.lexicon import Mentions, goods_in_order, mentions, spelled, words
+from labeling.world.lexicon import Mentions, mentions, spelled, words
 from labeling.world.questions import LANGUAGES, WorldPrompt, asked
 
 RIGHT, KIND, SHORT = 2.0, 1.0, 0.5
@@ -20,8 +20,6 @@ _ANSWER_IN = {
     "season": "seasons",
     "unit": "units",
     "shift": "directions",
-    "dearer": "goods",
-    "cheaper": "goods",
     "idea": "meanings",
 }
 # What the answer may repeat of the question without stating a second answer.
@@ -87,15 +85,7 @@ def is_right(question: WorldPrompt, response: str) -> bool:
     allowed, answer = _known_about(fact, language)
     if not all(values <= allowed[category] for category, values in found.items()):
         return False
-    if fact.relation in ("dearer", "cheaper"):
-        return _names_the_winner(fact, told, language)
     return found[_ANSWER_IN[fact.relation]] == answer
-
-
-def _names_the_winner(fact: Fact, told: str, language: str) -> bool:
-    """The good that is named first answers the question; the other may only follow it once."""
-    named = goods_in_order(told, language)
-    return len(named) in (1, 2) and named[0] == fact.answer and len(set(named)) == len(named)
 
 
 @cache
@@ -107,7 +97,7 @@ def _known_about(fact: Fact, language: str) -> tuple[Mentions, set[object]]:
     curt = [text.format_map(slots) for text in pack.CURT[fact.relation]]
     repeated = _REPEATED.get(fact.relation, {}).get(language, "").format_map(slots) or "\n"
     told = " . ".join(" ".join(words(text)).replace(repeated, " ") for text in full + curt)
-    if fact.relation not in ("dearer", "cheaper", "idea", "wage", "saving"):
+    if fact.relation not in ("idea", "wage", "saving"):
         told += " . " + "{v} . {street} . {season} . {u}".format_map(slots)
     answer = mentions(" ".join(words(curt[0])), language)[_ANSWER_IN[fact.relation]]
     return mentions(told, language), answer

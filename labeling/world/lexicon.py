@@ -51,17 +51,6 @@ def mentions(told: str, language: str) -> Mentions:
     return found
 
 
-def goods_in_order(told: str, language: str) -> list[object]:
-    """The goods named, one entry for each time."""
-    hits = [
-        (hit.start(), meaning)
-        for category, pattern, meaning in _patterns(language)
-        if category == "goods"
-        for hit in pattern.finditer(told)
-    ]
-    return [meaning for _, meaning in sorted(hits)]
-
-
 def _sums(told: str, language: str) -> tuple[set[object], set[object]]:
     """Amounts of money, and all other numbers; an article is a number only before coins, days and weeks."""
     money: set[object] = set()

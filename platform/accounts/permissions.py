@@ -8,6 +8,7 @@ from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
+from django_htmx.middleware import HtmxDetails
 
 from accounts.models import Membership, Project, Role, User
 
@@ -18,6 +19,7 @@ class MemberRequest(HttpRequest):
     user: User
     project: Project
     role: str
+    htmx: HtmxDetails
 
 
 # What a role includes: managers also review and annotate, reviewers also annotate.

@@ -9,6 +9,8 @@ from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString, mark_safe
 
+from accounts.permissions import MemberRequest
+
 # The token is masked anew in every answer and says nothing about the page.
 TOKEN = re.compile(r'name="csrfmiddlewaretoken" value="[^"]*"')
 
@@ -27,10 +29,10 @@ def part(
     return mark_safe(wrapped)  # noqa: S308 (both come from templates that escape)
 
 
-def page(request: HttpRequest, template: str, live: SafeString, context: dict[str, Any]) -> HttpResponse:
+def page(request: MemberRequest, template: str, live: SafeString, context: dict[str, Any]) -> HttpResponse:
     """The whole page, or to htmx's question only the part, or 204."""
     seen = request.GET.get("seen")
-    if request.headers.get("HX-Request") and seen is not None:
+    if request.htmx and seen is not None:
         if f"seen={seen}" in live or f'data-seen="{seen}"' in live:
             return HttpResponse(status=204)
         return HttpResponse(live)
