@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.config import STAGES, TrainingError, parse
+from training.config import STAGES, TrainingError
+from training.parse import parse
 from training.report import Report, Stopped, die_with_stdin
 
 # An idle thread spins for a moment, then sleeps. Spinning for ever is several times slower on cores shared with other

@@ -11,7 +11,8 @@ from django.utils.translation import gettext as _
 from accounts.models import Project, User
 from registry.bell import ring_on_commit
 from registry.models import Dataset, Deployment, ModelVersion, Run
-from training.config import STAGES, ConfigError, parse
+from training.config import STAGES, ConfigError
+from training.parse import parse
 
 # Settings that name files: the platform fills them in from a run's inputs, people choose the rest.
 FILLED_IN = {

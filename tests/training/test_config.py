@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from training.config import PRESETS, STAGES, ConfigError, ModelConfig, parse
+from training.config import PRESETS, STAGES, ConfigError, ModelConfig
 from training.model import GPT, parameter_count
+from training.parse import parse
 
 MINIMAL = {
     "tokenizer": {},

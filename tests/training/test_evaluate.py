@@ -11,8 +11,9 @@ import torch
 from tests.training.conftest import jsonl, rows_of, run_stage
 from training import evaluate
 from training.checkpoint import load_model, save_model
-from training.config import TrainingError, parse
+from training.config import TrainingError
 from training.model import RewardModel
+from training.parse import parse
 from training.report import Report
 
 

@@ -11,8 +11,9 @@ from tests.training.conftest import jsonl, rows_of, run_stage
 from training import generate
 from training.chat import render_prompt
 from training.checkpoint import load_model
-from training.config import TrainingError, parse
+from training.config import TrainingError
 from training.engine import Engine, Request
+from training.parse import parse
 from training.report import Report
 
 

@@ -15,10 +15,11 @@ from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
 from tests.training.tiny import make_model, make_reward_model, make_tokenizer
 from training import ppo, rollout
 from training import ppo_update as update_module
-from training.config import ModelConfig, PPOConfig, TrainingError, parse
+from training.config import ModelConfig, PPOConfig, TrainingError
 from training.device import Compute
 from training.engine import Request
 from training.model import GPT, RewardModel
+from training.parse import parse
 from training.ppo_update import Frozen, Learner, judge, ppo_update
 from training.report import Report
 from training.rollout import Episodes

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from tests.training.conftest import curve, error_of, kill_at, rows_of, run_stage
 from training import checkpoint, data, device, optim, pretrain
-from training.config import TrainingError, parse
+from training.config import TrainingError
 from training.data import open_sources
 from training.model import GPT
+from training.parse import parse
 from training.report import Report
 from training.vocabulary import Tokenizer
 

@@ -14,8 +14,9 @@ from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
 from tests.training.tiny import make_reward_model, make_tokenizer
 from training import device, reward
 from training.checkpoint import load_model, load_reward_model
-from training.config import RewardConfig, TrainingError, parse
+from training.config import RewardConfig, TrainingError
 from training.device import Compute
+from training.parse import parse
 from training.report import Report
 
 CPU = Compute(torch.device("cpu"), bf16=False)

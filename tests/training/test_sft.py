@@ -11,8 +11,9 @@ import torch
 from tests.training.conftest import curve, error_of, jsonl, kill_at, rows_of, run_stage
 from training import chat, checkpoint, device, optim, sft
 from training.__main__ import main
-from training.config import TrainingError, parse
+from training.config import TrainingError
 from training.model import GPT, continue_text
+from training.parse import parse
 from training.report import Report
 from training.vocabulary import Tokenizer
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from training import tokenizer, vocabulary
-from training.config import TrainingError, parse
+from training.config import TrainingError
+from training.parse import parse
 from training.report import Report
 
 

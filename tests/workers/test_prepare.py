@@ -12,7 +12,8 @@ from labeling.models import Demonstration, Ranking
 from registry.models import Dataset, ModelVersion, Run
 from registry.services import RegistryError
 from tests.make import ids, make_model, make_prompt, make_run, make_task
-from training.config import STAGES, parse
+from training.config import STAGES
+from training.parse import parse
 from workers.prepare import artifact_of, digest_of, prepare
 
 

@@ -11,7 +11,8 @@ from registry.commands import ReportCommand
 from registry.health import missing_queues
 from registry.models import ModelVersion, Run
 from registry.services import RegistryError, find_model, find_project
-from training.config import ConfigError, field_type
+from training.config import ConfigError
+from training.parse import field_type
 
 
 class Command(ReportCommand):
