@@ -17,6 +17,9 @@ help: ## this list
 .venv/.installed-dev: .venv/.installed
 	@scripts/setup.sh dev
 
+.venv/.installed-bench: .venv/.installed-dev
+	@scripts/setup.sh bench
+
 install: .venv/.installed ## install what the platform needs into .venv and node_modules
 	@$(BIN)/python scripts/compile_messages.py
 
@@ -51,8 +54,8 @@ format: setup ## let ruff mend what it can
 messages: setup ## collect translatable texts into locale/ (needs gettext)
 	@cd $(CURDIR) && $(BIN)/python manage.py makemessages -l es --no-obsolete --ignore node_modules --ignore .venv --ignore var
 
-bench: setup ## measure speed
-	@$(BIN)/python bench/engine.py $(ARGS)
+bench: setup .venv/.installed-bench ## measure speed beside the peers and write docs/results.md (ARGS="training generation" for some)
+	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove what was installed; var/ (your data) stays
 	rm -rf .venv node_modules

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the platform needs into .venv and node_modules; `setup.sh dev` adds what developers need. Safe to run again.
+# Installs what the platform needs into .venv and node_modules; `setup.sh dev` adds what developers need, `bench` the peers. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -18,6 +18,13 @@ if [ "${1:-}" = dev ]; then
   say "installing test tools and linters"
   install -e '.[dev,interop]'
   touch .venv/.installed-dev
+  exit 0
+fi
+
+if [ "${1:-}" = bench ]; then
+  say "installing the peers to measure beside"
+  install -e '.[bench]'
+  touch .venv/.installed-bench
   exit 0
 fi
 
