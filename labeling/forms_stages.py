@@ -28,6 +28,7 @@ LABELS: dict[str, Any] = {
     "checkpoint_every": _("Steps between checkpoints"),
     "cliprange": _("Clip range of the policy"),
     "cliprange_value": _("Clip range of the value"),
+    "compile": _("Compile the network"),
     "device": _("Device"),
     "dropout": _("Dropout"),
     "encoding": _("Named encoding"),

@@ -71,6 +71,9 @@ class _Optimised(_Common):
     weight_decay: float = _field(0.0, "AdamW's decay of matrices.", low=0.0)
     beta2: float = _field(0.99, "AdamW's memory of squared gradients.", low=0.0, high=0.99999, advanced=True)
     grad_clip: float = _field(1.0, "Largest norm of a gradient; 0 = no limit.", low=0.0)
+    compile: str = _field(
+        "auto", "Compile the network; auto = in long runs.", choices=("auto", "on", "off"), advanced=True
+    )
     log_every: int = _field(10, "Steps between two points of the curves.", low=1, advanced=True)
     checkpoint_every: int = _field(100, "Steps between checkpoints.", low=1, advanced=True)
 

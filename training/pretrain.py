@@ -1,7 +1,7 @@
 """Stage `pretrain`: next-token prediction on texts. A run directory in, a base model out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
         step, newest = saved[0], saved[2]["newest"]
         optim.load_state_tensors(model, optimizer, saved[1])
     report.rewind(step if saved else -1)
+    work = 6 * parameter_count(model) * config.steps * config.batch_size * model.config.n_positions
+    loss_of = compute.compiled(token_loss, work)
     if not saved and config.val_fraction:
         report(0, {"steps": config.steps, **validate(model, sources, config, compute)})
     pace, figures = Pace(), {}
     while step < config.steps:
         last = step + 1 == config.steps
         with pace.of(config.batch_size * model.config.n_positions):
-            rate, loss, norm = learn(model, optimizer, sources, config, compute, step)
+            rate, loss, norm = learn(model, optimizer, sources, config, compute, step, loss_of)
             step += 1
             if step % config.log_every == 0 or last:
                 figures = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
@@ -66,6 +68,7 @@ def learn(
     config: PretrainConfig,
     compute: Compute,
     step: int,
+    loss_of: Callable[..., Tensor] | None = None,
 ) -> tuple[float, Tensor, Tensor]:
     """One optimizer step, a function of the weights and (seed, step) alone; returns learning rate, loss and norm."""
     torch.manual_seed(optim.step_seed(config.seed, step))
@@ -76,7 +79,7 @@ def learn(
     total = torch.zeros((), device=compute.device)
     parts = min(config.grad_accum, len(inputs))
     for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        loss = token_loss(model, x.to(compute.device), y.to(compute.device), compute) / targets.numel()
+        loss = (loss_of or token_loss)(model, x.to(compute.device), y.to(compute.device), compute) / targets.numel()
         loss.backward()
         total += loss.detach()
     norm = optim.clip(model, config.grad_clip)

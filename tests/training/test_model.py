@@ -92,6 +92,40 @@ def test_bf16_attention_on_cpu_equals_sdpa() -> None:
     torch.testing.assert_close(causal_attention(q, k, v, 0.0).float(), expected, atol=0.05, rtol=0)
 
 
+def packed(model: GPT) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three documents of 5, 3 and 4 tokens in one row, beside a row of one document: ids, positions, documents."""
+    ids = tokens(model, 2)
+    positions = torch.stack([torch.cat([torch.arange(n) for n in (5, 3, 4)]), torch.arange(12)])
+    documents = torch.stack([torch.tensor([0] * 5 + [1] * 3 + [2] * 4), torch.zeros(12, dtype=torch.long)])
+    return ids, positions, documents
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_in_a_row_are_as_each_alone(kind: dict, tiny: Callable[..., GPT]) -> None:
+    model = tiny(**kind)
+    ids, positions, documents = packed(model)
+    together = model(ids, positions, documents=documents)
+    alone = [model(part[None])[0] for part in (*ids[0].split([5, 3, 4]), ids[1])]
+    torch.testing.assert_close(torch.cat(alone).view_as(together), together, atol=1e-5, rtol=0)
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(out.square().mean(), list(model.h.parameters()))])
+        for out in (together, torch.cat(alone))
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=0)
+
+
+def test_bf16_attention_keeps_documents_apart_too(tiny: Callable[..., GPT]) -> None:
+    torch.manual_seed(1)
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 2, 4, 12, 16).bfloat16())
+    _, _, documents = packed(tiny())
+    seen = (documents[:, None, :] == documents[:, :, None]).tril()[:, None]
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), seen)
+    found = causal_attention(q, k, v, 0.0, seen)
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0)
+    for one, other in zip(*(torch.autograd.grad(y.sum(), (q, k, v)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, atol=0.1, rtol=0)
+
+
 def test_dropout_works_in_training_only(tiny: Callable[..., GPT]) -> None:
     model = tiny(dropout=0.5)
     ids = tokens(model)
