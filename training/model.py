@@ -1,4 +1,4 @@
-"""GPT-2 (and GPT-1) in PyTorch: the network, its KV cache and the reward head.
+"""GPT-2 (and GPT-1) in PyTorch: the network and the reward head.
 
 Shapes: B rows, T tokens, H heads, D = n_embd // n_head, V = vocab_size. Rows are padded on the RIGHT everywhere,
 which causal attention makes exact without a mask.
@@ -10,37 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.cache import Cache, Past
 from training.config import ModelConfig, TrainingError
-
-
-class Cache:
-    """Keys and values of S slots, one tensor (S, H, T, D) per layer; at(slots) is a view on some of the slots."""
-
-    def __init__(
-        self, config: ModelConfig, slots: int, length: int, device: torch.device, dtype: torch.dtype | None = None
-    ) -> None:
-        # One place more than `length`: right padding that reaches past the end is written there and never read.
-        shape = (slots, config.n_head, length + 1, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.slots: Tensor | None = None
-        self.length = length
-
-    def at(self, slots: Tensor) -> "Cache":
-        """The same memory for a batch whose row b lives in slot slots[b]."""
-        view = object.__new__(Cache)
-        view.keys, view.values, view.length, view.slots = self.keys, self.values, self.length, slots
-        return view
-
-    def extend(self, layer: int, k: Tensor, v: Tensor, index: Tensor, upto: int) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, H, T, D) at index (B, T) of their slots; return what the slots hold, (B, H, upto, D)."""
-        keys, values = self.keys[layer], self.values[layer]
-        rows = torch.arange(len(index), device=index.device) if self.slots is None else self.slots
-        keys[rows[:, None], :, index] = k.transpose(1, 2).to(keys.dtype)  # indexed dimensions come first: (B, T, H, D)
-        values[rows[:, None], :, index] = v.transpose(1, 2).to(values.dtype)
-        if self.slots is None:
-            return keys[: len(index), :, :upto], values[: len(index), :, :upto]
-        return keys[rows, :, :upto], values[rows, :, :upto]
 
 
 class Attention(nn.Module):
@@ -52,7 +23,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, layer: int, past: "_Past | None", seen: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, past: Past | None, seen: Tensor | None = None) -> Tensor:
         batch, time, width = x.shape
         q, k, v = self.c_attn(x).view(batch, time, 3, self.n_head, width // self.n_head).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
@@ -110,24 +81,12 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, past: "_Past | None", seen: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, past: Past | None, seen: Tensor | None = None) -> Tensor:
         if self.pre:
             x = x + self.attn(self.ln_1(x), layer, past, seen)
             return x + self.mlp(self.ln_2(x))
         x = self.ln_1(x + self.attn(x, layer, past, seen))
         return self.ln_2(x + self.mlp(x))
-
-
-class _Past:
-    """Where new tokens go in the cache and what they may see; the same for every layer."""
-
-    def __init__(self, cache: Cache, lengths: Tensor, time: int) -> None:
-        self.cache = cache
-        index = lengths[:, None] + torch.arange(time, device=lengths.device)  # (B, T)
-        self.index = index.clamp(max=cache.length)
-        self.upto = min(int(lengths.max()) + time, cache.length)
-        seen = torch.arange(self.upto, device=lengths.device)
-        self.mask = (seen <= self.index[:, :, None])[:, None]  # (B, 1, T, upto)
 
 
 class GPT(nn.Module):
@@ -172,7 +131,7 @@ class GPT(nn.Module):
         past = None
         if cache is not None:
             assert lengths is not None
-            past = _Past(cache, lengths, time)
+            past = Past(cache, lengths, time)
             positions = past.index.clamp(max=self.config.n_positions - 1) if positions is None else positions
         elif time > self.config.n_positions:
             raise TrainingError(
