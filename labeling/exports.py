@@ -36,7 +36,7 @@ def demonstrations(project: Project) -> QuerySet[Demonstration]:
 
 def rankings(project: Project) -> QuerySet[Ranking]:
     train = Ranking.objects.filter(project=project, task__prompt__split=Prompt.Split.TRAIN)
-    return train.select_related("task__prompt").prefetch_related("task__completions").order_by("pk")
+    return train.select_related("task__prompt").prefetch_related("task__completions__model").order_by("pk")
 
 
 def is_validation(prompt: Prompt) -> bool:
@@ -45,19 +45,26 @@ def is_validation(prompt: Prompt) -> bool:
 
 
 def ranking_row(ranking: Ranking) -> Row:
-    """{"prompt", "responses", "ranking"}; texts that are the same to the letter are one response, at its best place."""
-    text_of = {c.pk: c.text for c in ranking.task.completions.all()}
-    responses: list[str] = []
+    """{"prompt", "responses", "ranking"}; texts that are the same to the letter are one response, at its best place.
+
+    Where it is known, "annotator" says who judged (by number, never by name) and "policies" what wrote each response.
+    """
+    written = {c.pk: c for c in ranking.task.completions.all()}
+    policies: dict[str, str] = {}  # response -> what wrote it
     order: list[Any] = []
     for tier in ranking.tiers:
         places = []
-        for pk in tier:
-            if text_of[pk] not in responses:
-                responses.append(text_of[pk])
-                places.append(len(responses) - 1)
+        for completion in (written[pk] for pk in tier):
+            if completion.text not in policies:
+                policies[completion.text] = completion.model.name if completion.model else completion.policy_name
+                places.append(len(policies) - 1)
         if places:
             order.append(places if len(places) > 1 else places[0])
-    row: Row = {"id": ranking.pk, "prompt": ranking.task.prompt.text, "responses": responses, "ranking": order}
+    row: Row = {"id": ranking.pk, "prompt": ranking.task.prompt.text, "responses": list(policies), "ranking": order}
+    if any(policies.values()):
+        row["policies"] = list(policies.values())
+    if annotator := ranking.annotator_name or (f"person-{ranking.annotator_id}" if ranking.annotator_id else ""):
+        row["annotator"] = annotator
     if ranking.none_good:
         row["none_good"] = True
     return row

@@ -221,6 +221,7 @@ class Completion(models.Model):
     position = models.PositiveIntegerField(default=0)
     prompt_text = models.TextField()
     model = models.ForeignKey(ModelVersion, null=True, on_delete=models.PROTECT, related_name="completions")
+    policy_name = models.CharField(max_length=60, blank=True, help_text="what an imported file says wrote it")
     sampling = models.JSONField(default=dict)
     seed = models.BigIntegerField(default=0)
     status = models.CharField(max_length=8, choices=Status, default=Status.PENDING)
@@ -249,6 +250,7 @@ class Ranking(models.Model):
     # None: a judgement beyond the overlap, kept because its author's lease ran out while working on it.
     slot = models.OneToOneField(Slot, null=True, on_delete=models.SET_NULL, related_name="ranking")
     annotator = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="rankings")
+    annotator_name = models.CharField(max_length=60, blank=True, help_text="who judged, as an imported file says")
     source = models.CharField(max_length=10, choices=Source, default=Source.HUMAN)
     tiers = models.JSONField(help_text="[[completion ids that tie for best], ..., [worst]]")
     none_good = models.BooleanField(default=False)

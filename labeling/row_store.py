@@ -110,7 +110,7 @@ def _store_rankings(arrival: Arrival, batch: list[Row]) -> None:
         Completion.objects.bulk_create(
             Completion(
                 project_id=task.project_id, task=task, position=position, prompt_text=row.prompt, text=text,
-                status=Completion.Status.DONE,
+                policy_name=row.policies[position] if row.policies else "", status=Completion.Status.DONE,
             )
             for task, (_, row, _) in zip(tasks, placed, strict=True)
             for position, text in enumerate(row.responses)
@@ -123,7 +123,7 @@ def _store_rankings(arrival: Arrival, batch: list[Row]) -> None:
         rankings.append(
             Ranking(
                 project_id=task.project_id, task=task, source=Source.IMPORTED, dataset=arrival.dataset, key=key,
-                tiers=tiers, none_good=row.none_good,
+                tiers=tiers, none_good=row.none_good, annotator_name=row.annotator,
             )
         )  # fmt: skip
     Ranking.objects.bulk_create(rankings)

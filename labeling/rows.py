@@ -16,7 +16,7 @@ LAYOUTS: dict[str, list[tuple[str, ...]]] = {
     "rankings": [("prompt", "responses", "ranking")],
 }
 # What else a row may say and training reads.
-OPTIONS = {"prompts": {"split"}, "rankings": {"none_good"}}
+OPTIONS = {"prompts": {"split"}, "rankings": {"annotator", "none_good", "policies"}}
 # Where a row comes from and how it was made: such notes stay in the stored file and are counted, nothing reads them.
 NOTES = {
     "annotator", "annotators", "context", "id", "lang", "language", "pairwise", "points", "source", "style", "tree",
@@ -25,6 +25,7 @@ NOTES = {
 SPLITS = ("train", "holdout")
 # A line may be long, but the comparisons of one ranking grow with the square of its texts.
 MOST_RESPONSES = 100
+MOST_NAME = 60
 
 
 class BadRow(Exception):
@@ -40,6 +41,8 @@ class Row:
     responses: list[str] = field(default_factory=list)
     tiers: list[list[int]] = field(default_factory=list)
     none_good: bool = False
+    annotator: str = ""
+    policies: list[str] = field(default_factory=list)
     split: str = ""
     notes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -140,6 +143,8 @@ def _read(kind: str, values: dict[str, Any], layout: tuple[str, ...]) -> dict[st
         row["responses"] = _responses(values["responses"])
         row["tiers"] = read_tiers(values["ranking"], len(row["responses"]))
         row["none_good"] = _flag(values, "none_good")
+        row["annotator"] = _name(values.get("annotator", ""), "annotator")
+        row["policies"] = _policies(values.get("policies", []), len(row["responses"]))
     if row.get("tiers") and not any(text.strip() for text in row["responses"]):
         raise BadRow(_("all its answers are empty."))
     return row
@@ -175,6 +180,18 @@ def _flag(values: dict[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise BadRow(_("'%(field)s' is neither true nor false.") % {"field": name})
     return value
+
+
+def _name(value: Any, name: str) -> str:
+    """Who judged or what wrote: "person-7" or 7."""
+    named = isinstance(value, int) and not isinstance(value, bool)
+    return _checked(str(value) if named else value, name, may_be_blank=True)[:MOST_NAME]
+
+
+def _policies(value: Any, k: int) -> list[str]:
+    if not isinstance(value, list) or (value and len(value) != k):
+        raise BadRow(_("'policies' does not name one policy for each of the %(k)d responses.") % {"k": k})
+    return [_name(policy, f"policies[{place}]") for place, policy in enumerate(value)]
 
 
 def _responses(value: Any) -> list[str]:

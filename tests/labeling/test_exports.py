@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounts.models import Project
+from accounts.models import Project, User
 from labeling import exports
 from labeling.errors import LabelingError
 from labeling.exports import (
@@ -21,8 +21,9 @@ from labeling.exports import (
     ranking_row,
     write_rows,
 )
+from labeling.imports import import_file
 from labeling.models import Demonstration, Ranking, Task
-from tests.make import ids, make_prompt, make_task
+from tests.make import ids, make_model, make_prompt, make_task
 
 
 def _rank(task: Task, tiers: list[list[int]], **changes: Any) -> Ranking:
@@ -80,6 +81,30 @@ def test_a_ranking_goes_out_with_its_ties(project: Project) -> None:
     assert row["ranking"] == [0, [1, 2], 3]
     assert (row["none_good"], row["id"]) == (True, ranking.pk)
     assert "id" not in _written(project, "rankings")[0]
+
+
+def test_a_ranking_says_who_judged_and_what_wrote(project: Project, bob: User) -> None:
+    task = make_task(project, ["a", "b", "a"])
+    policy = make_model(project, "policy", 3)
+    task.completions.filter(position=1).update(model=policy)
+    row = ranking_row(_rank(task, [[1], [0], [2]], annotator=bob))
+    assert (row["responses"], row["policies"]) == (["b", "a"], [policy.name, ""])
+    assert row["annotator"] == f"person-{bob.pk}"
+    assert bob.username not in json.dumps(row)
+    nameless = ranking_row(_rank(make_task(project, ["a", "b"]), [[0], [1]]))
+    assert not {"annotator", "policies"} & set(nameless)
+
+
+def test_what_goes_out_comes_in_the_same(project: Project, other_project: Project, bob: User, tmp_path: Path) -> None:
+    task = make_task(project, ["a", "b", "c"])
+    task.completions.update(model=make_model(project, "sft", 1))
+    _rank(task, [[2], [0, 1]], annotator=bob, none_good=True)
+    rows = _written(project, "rankings")
+    file = tmp_path / "rankings.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    import_file(project=other_project, kind="rankings", path=file, name=file.name)
+    assert _written(other_project, "rankings") == rows
+    assert {"annotator", "policies", "none_good"} < set(rows[0])
 
 
 def test_equal_texts_are_one_response_at_its_best_place(project: Project) -> None:

@@ -48,6 +48,15 @@ def test_every_layout_is_read():
     assert (row.responses, row.tiers, row.none_good) == (["a", "b", "c"], [[2], [0, 1]], True)
 
 
+def test_a_ranking_may_say_who_judged_and_what_wrote():
+    row = parse_row("rankings", _ranking(annotator=7, policies=["sft-1", "", "policy-2"]))
+    assert (row.annotator, row.policies, row.notes) == ("7", ["sft-1", "", "policy-2"], [])
+    assert parse_row("rankings", _ranking()).policies == []
+    assert "one policy for each of the 3 responses" in _reason("rankings", _ranking(policies=["sft-1"]))
+    assert _reason("rankings", _ranking(annotator=["bob"])) == "'annotator' is not a text."
+    assert parse_row("demonstrations", _demonstration(annotator=7)).notes == ["annotator"]
+
+
 def test_a_missing_field_is_named_beside_those_there_are():
     reason = _reason("demonstrations", '{"instruction": "a", "answer": "b"}')
     assert reason == "'response' is missing (fields: instruction, answer)."
