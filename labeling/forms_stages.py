@@ -53,6 +53,7 @@ LABELS: dict[str, Any] = {
     "n_layer": _("Blocks"),
     "n_positions": _("Context length in tokens"),
     "norm": _("LayerNorm"),
+    "pairing": _("Company of a comparison"),
     "positions": _("Position embeddings"),
     "precision": _("Precision"),
     "preset": _("Size of the model"),

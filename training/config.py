@@ -156,6 +156,13 @@ class RewardConfig(_Optimised):
     val: str = _field("", "Held-out rows of the same shape.")
     demonstrations: str = _field("", "Rows {instruction, response} whose mean reward becomes 0.")
     epochs: int = _field(1, "Passes over the rankings; more than 1 overfits quickly.", low=1)
+    pairing: str = _field(
+        "k-wise",
+        "Whole rankings together, or their pairs shuffled apart (overfits sooner).",
+        choices=("k-wise", "pairs"),
+        advanced=True,
+    )
+    val_every: int = _field(0, "Steps between validations; 0 = four times a pass.", low=0, advanced=True)
     batch_size: int = _field(8, "Rankings per step.", low=1)
     learning_rate: float = _field(5e-4, "Highest learning rate.", low=0.0)
     warmup_steps: int = _field(5, "Steps in which the learning rate rises from 0.", low=0)

@@ -10,42 +10,23 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training import checkpoint, comparisons, data, device, optim
+from training import checkpoint, comparisons, data, device, optim, reward_report
 from training.chat import render_example
 from training.config import RewardConfig, TrainingError
 from training.device import Compute
-from training.intervals import wilson
 from training.model import RewardModel
+from training.rankings import Ranking, read_rankings
 from training.report import Report, Stopped
 from training.rollout import stack
 from training.vocabulary import Tokenizer
 
 SCORED_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """One prompt's completions as ids, each ending in EOS, and their order from best to worst in groups of equals."""
-
-    prompt: str
-    responses: list[str]
-    examples: list[list[int]]
-    answer_lengths: list[int]
-    groups: list[list[int]]
-
-    @property
-    def longest(self) -> int:
-        return max(map(len, self.examples))
-
-    def pairs(self) -> list[tuple[int, int]]:
-        """(better, worse) completions; ties have no order to learn or to test."""
-        return [(p.first, p.second) for p in comparisons.comparisons(self.groups) if p.target == 1.0]
+VALIDATIONS_A_PASS, MOST_IN_A_VALIDATION = 4, 256
 
 
 def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
@@ -63,7 +44,7 @@ def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     if n < config.min_comparisons:
         raise TrainingError(f"Only {n} comparisons; this run needs {config.min_comparisons}: rank more completions.")
 
-    train_loss = _train(config, run_dir, report, model, rankings, tokenizer, compute)
+    train_loss = _train(config, run_dir, report, model, rankings, held_out, tokenizer, compute)
     result = {"train_loss": train_loss, "train_pairs": n, "rankings": len(rankings), "skipped_too_long": skipped + more}
     result |= _centre(model, rankings, demonstrations, tokenizer, compute)
     result |= _validate(model, rankings, held_out, tokenizer, compute, run_dir)
@@ -71,31 +52,6 @@ def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     meta = {"stage": "reward", "run": run_dir.name, "parent": config.base, "reward_std": result["reward_std"]}
     checkpoint.save_model(run_dir / "model", model, tokenizer, "reward", meta | _lineage(card))
     return result | {"seconds": round(time.monotonic() - started, 2)}
-
-
-def read_rankings(path: Path, tokenizer: Tokenizer, context: int) -> tuple[list[Ranking], int]:
-    """Rankings of a file, and how many were left out because an answer passes the context."""
-    rows = data.read_rows(path, {"prompt": str, "responses": list, "ranking": list}, {"none_good": bool})
-    read = [_ranking(row, f"{path.name} row {number}", tokenizer) for number, row in enumerate(rows, start=1)]
-    fitting = [ranking for ranking in read if ranking.longest <= context]
-    if not fitting:
-        raise TrainingError(
-            f"All {len(read)} rankings are longer than the context of {context} tokens (the shortest has "
-            f"{min(ranking.longest for ranking in read)}): shorten them or take a base model with a longer context."
-        )
-    return fitting, len(read) - len(fitting)
-
-
-def _ranking(row: dict[str, Any], where: str, tokenizer: Tokenizer) -> Ranking:
-    responses = row["responses"]
-    if len(responses) < 2 or not all(isinstance(response, str) for response in responses):
-        raise TrainingError(f"{where} has {len(responses)} responses: give at least 2 texts.")
-    try:
-        groups = comparisons.tiers(row["ranking"], len(responses))
-    except ValueError as error:
-        raise TrainingError(f"{where}: {error}; name each of the {len(responses)} responses once.") from None
-    rendered = [render_example(tokenizer, row["prompt"], response) for response in responses]
-    return Ranking(row["prompt"], responses, [ids for ids, _ in rendered], [sum(mask) for _, mask in rendered], groups)
 
 
 def _demonstrations(config: RewardConfig, run_dir: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
@@ -112,6 +68,7 @@ def _train(
     report: Report,
     model: RewardModel,
     rankings: list[Ranking],
+    held_out: list[Ranking],
     tokenizer: Tokenizer,
     compute: Compute,
 ) -> float:
@@ -120,28 +77,54 @@ def _train(
     checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
     per_epoch = math.ceil(len(rankings) / config.batch_size)
     steps = per_epoch * config.epochs
+    units, rows = _units(config, rankings)
+    val_every = config.val_every or math.ceil(per_epoch / VALIDATIONS_A_PASS)
     done, losses = 0, list[float]()
     if saved := checkpoints.latest():
         done, tensors, state = saved
         losses = state["losses"]
         optim.load_state_tensors(model, optimizer, tensors)
-    report.rewind(done)
+    report.rewind(done if done else -1)
+    if not done and held_out:
+        report(0, {"steps": steps} | _curve(model, held_out, tokenizer, compute))
     for step in range(done + 1, steps + 1):
         epoch, place = divmod(step - 1, per_epoch)
-        order = data.epoch_order(len(rankings), config.seed, epoch)
-        batch = [rankings[i] for i in order[place * config.batch_size : (place + 1) * config.batch_size]]
+        order = data.epoch_order(len(units), config.seed, epoch)
+        batch = [units[i] for i in order[place * rows : (place + 1) * rows]]
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
         figures = _step(config, model, optimizer, batch, tokenizer, compute)
         optim.require_finite(figures["loss"], step, config.learning_rate)
         losses.append(figures["loss"])
-        if step % config.log_every == 0 or step in (1, steps):
+        validate = bool(held_out) and (step % val_every == 0 or step % per_epoch == 0)
+        if validate:
+            figures |= _curve(model, held_out, tokenizer, compute)
+        if step % config.log_every == 0 or step in (1, steps) or validate:
             report(step, {"steps": steps, **figures, "lr": rate})
         if checkpoints.due(step, config.checkpoint_every) or step == steps or report.stopping:
             checkpoints.save(step, optim.state_tensors(model, optimizer), {"losses": losses})
         if report.stopping and step < steps:
             raise Stopped(step)
     return statistics.fmean(losses[-max(1, steps // 10) :])
+
+
+def _units(config: RewardConfig, rankings: list[Ranking]) -> tuple[list[Ranking], int]:
+    """What is shuffled, and how many of it a step takes.
+
+    Single pairs take as many steps as whole rankings and as many comparisons a step: only their company differs.
+    """
+    if config.pairing == "k-wise":
+        return rankings, config.batch_size
+    pairs = [pair for ranking in rankings for pair in ranking.split()]
+    return pairs, math.ceil(len(pairs) / math.ceil(len(rankings) / config.batch_size))
+
+
+def _curve(model: RewardModel, held_out: list[Ranking], tokenizer: Tokenizer, compute: Compute) -> dict[str, float]:
+    """Loss and accuracy on held-out rankings (the first 256): where they part from training, it over-fits."""
+    some = held_out[:MOST_IN_A_VALIDATION]
+    rewards = score_all(model, [ids for r in some for ids in r.examples], tokenizer.pad_id, compute)
+    share, n = comparisons.accuracy(gap for _, _, gap in reward_report.pair_gaps(some, rewards))
+    return {"val_loss": _loss(some, rewards)} | ({"val_accuracy": share} if n else {})
 
 
 def _step(
@@ -161,17 +144,8 @@ def _step(
     loss.backward()
     grad_norm = float(optim.clip(model, config.grad_clip))
     optimizer.step()
-    share, _ = comparisons.accuracy(_gaps(batch, scores.tolist()))
-    return {"loss": loss.item(), "accuracy": share, "grad_norm": grad_norm}
-
-
-def _gaps(rankings: Sequence[Ranking], scores: Sequence[float]) -> list[float]:
-    """Better minus worse for every untied pair; scores run through the rankings one after the other."""
-    gaps, start = [], 0
-    for ranking in rankings:
-        gaps += [scores[start + better] - scores[start + worse] for better, worse in ranking.pairs()]
-        start += len(ranking.examples)
-    return gaps
+    share, n = comparisons.accuracy(gap for _, _, gap in reward_report.pair_gaps(batch, scores.tolist()))
+    return {"loss": loss.item(), "grad_norm": grad_norm} | ({"accuracy": share} if n else {})
 
 
 @torch.no_grad()
@@ -215,25 +189,18 @@ def _validate(
     compute: Compute,
     run_dir: Path,
 ) -> dict[str, Any]:
-    """Accuracy over held-out pairs with its interval, beside what length alone would give; writes val_pairs.jsonl."""
+    """Figures on the held-out pairs, beside what length alone would give; writes val_pairs.jsonl."""
     if not held_out:
-        return {"val_accuracy": None, "val_pairs": 0}
+        return {"val_accuracy": None, "val_pairs": 0, "agreement": reward_report.agreement(rankings)}
     rewards = score_all(model, [ids for r in held_out for ids in r.examples], tokenizer.pad_id, compute)
-    share, n = comparisons.accuracy(_gaps(held_out, rewards))
-    low, high = wilson(share, n)
     _write_pairs(run_dir / "val_pairs.jsonl", held_out, rewards)
-    baseline = comparisons.length_baseline(_length_pairs(rankings), _length_pairs(held_out))
-    return {
-        "val_accuracy": share if n else None,
-        "val_pairs": n,
-        "val_accuracy_low": low,
-        "val_accuracy_high": high,
-        "length_baseline": baseline if n else None,
-    }
+    return {"val_loss": _loss(held_out, rewards)} | reward_report.report(rankings, held_out, rewards)
 
 
-def _length_pairs(rankings: list[Ranking]) -> list[tuple[int, int]]:
-    return [(r.answer_lengths[better], r.answer_lengths[worse]) for r in rankings for better, worse in r.pairs()]
+def _loss(rankings: list[Ranking], rewards: list[float]) -> float:
+    """Mean K-wise loss of rankings whose rewards are known."""
+    loss = comparisons.k_wise_loss(torch.tensor(rewards), [ranking.groups for ranking in rankings])
+    return loss.item() / len(rankings)
 
 
 def _write_pairs(path: Path, rankings: list[Ranking], rewards: list[float]) -> None:

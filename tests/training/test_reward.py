@@ -1,8 +1,10 @@
 """Stage reward: what it learns, what it writes, and runs that are killed."""
 
 import json
+import math
 import random
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
-from tests.training.tiny import make_reward_model, make_tokenizer
+from tests.training.tiny import make_model, make_reward_model, make_tokenizer, save
 from training import device, reward
 from training.checkpoint import load_model, load_reward_model
 from training.config import RewardConfig, TrainingError
 from training.device import Compute
 from training.parse import parse
+from training.rankings import read_ranking
 from training.report import Report
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -111,7 +114,7 @@ def test_one_row_of_k_weighs_as_much_as_one_of_two(reward_run, base_dir):
     """The loss of a step is the mean over rankings of the mean over their pairs."""
     _, tok, _ = load_model(base_dir)
     model = reward.RewardModel(load_model(base_dir)[0]).eval()
-    rankings = [reward._ranking(row, "row", tok) for row in (*_rankings(1, 1, k=2), *_rankings(1, 3, k=6))]
+    rankings = [read_ranking(row, "row", tok) for row in (*_rankings(1, 1, k=2), *_rankings(1, 3, k=6))]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     config = RewardConfig(base="x")
     both = reward._step(config, model, optimizer, rankings, tok, CPU)["loss"]
@@ -132,12 +135,82 @@ def test_a_run_killed_anywhere_ends_like_an_undisturbed_one(reward_run):
     assert bias[0] == bias[1]
 
 
+UTILITY = {"d": -2.1, "a": -1.5, "h": -0.9, "c": -0.3, "f": 0.3, "b": 0.9, "g": 1.5, "e": 2.1}
+
+
+def _bradley_terry(n: int, seed: int) -> list[dict[str, Any]]:
+    """Four answers in the order of their utilities with Gumbel noise: every pair then follows Bradley and Terry."""
+    rng, rows = random.Random(seed), []
+    for i in range(n):
+        letters = rng.sample(sorted(UTILITY), 4)
+        noisy = [UTILITY[letter] - math.log(-math.log(rng.random())) for letter in letters]
+        order = sorted(range(4), key=lambda j: -noisy[j])
+        rows.append({"prompt": str(i % 50), "responses": letters, "ranking": order})
+    return rows
+
+
+def test_latent_utilities_are_recovered_and_accuracy_comes_near_the_best_there_is(make_run, tmp_path):
+    tok = make_tokenizer()
+    base = save(tmp_path / "base", make_model(tok), tok, "base")
+    rows = _bradley_terry(400, 9)
+    config = {"base": base, "val": "data/val.jsonl", "learning_rate": 2e-3, "batch_size": 16, "epochs": 2}
+    run_dir = make_run(config, {"train.jsonl": jsonl(_bradley_terry(600, 8)), "val.jsonl": jsonl(rows)})
+    result = _run(run_dir)
+    pairs = [(row["responses"][a], row["responses"][b]) for row in rows for a, b in combinations(row["ranking"], 2)]
+    best = sum(UTILITY[better] > UTILITY[worse] for better, worse in pairs) / len(pairs)
+    assert 0.75 < best < 0.9
+    assert result["val_accuracy"] >= best - 0.02
+    assert result["calibration_error"] < 0.05
+    model, tok, _ = load_reward_model(run_dir / "model")
+    examples = [reward.render_example(tok, "7", letter)[0] for letter in UTILITY]
+    scores = reward.score_all(model.eval(), examples, tok.pad_id, CPU)
+    assert scores == sorted(scores)
+    assert scores[-1] - scores[0] == pytest.approx(4.2, abs=1.5)
+
+
+def test_single_pairs_take_as_many_steps_and_comparisons_but_not_in_company(reward_run, base_dir):
+    runs = [reward_run("whole"), reward_run("apart", pairing="pairs")]
+    whole, apart = map(_run, runs)
+    assert whole["train_pairs"] == apart["train_pairs"]
+    assert [rows_of(run_dir / "metrics.jsonl")[-1]["step"] for run_dir in runs] == [15, 15]
+    _, tok, _ = load_model(base_dir)
+    rankings = [read_ranking(row, "row", tok) for row in _rankings(60, 1)]
+    units, rows = reward._units(RewardConfig(base="x", batch_size=4, pairing="pairs"), rankings)
+    assert (len(units), rows) == (180, 12)
+    assert {len(unit.examples) for unit in units} == {2}
+    assert sum(len(unit.pairs()) for unit in units) == whole["train_pairs"]  # ties come along, as ties
+
+
+def test_the_curve_shows_held_out_loss_before_and_between_and_after(reward_run):
+    run_dir = reward_run(epochs=2, log_every=100)
+    result = _run(run_dir)
+    curve = {row["step"]: row["val_loss"] for row in rows_of(run_dir / "metrics.jsonl") if "val_loss" in row}
+    assert sorted(curve) == [0, 4, 8, 12, 15, 16, 20, 24, 28, 30]
+    assert curve[30] == pytest.approx(result["val_loss"], abs=1e-5)  # a shift of all scores changes no loss
+    assert curve[30] < curve[0]
+
+
+def test_who_judged_and_what_wrote_reach_the_result(reward_run):
+    rows = [row | {"annotator": f"person-{i % 2}", "policies": ["sft-1"] * 3} for i, row in enumerate(_rankings(20, 2))]
+    run_dir = reward_run()
+    (run_dir / "data" / "val.jsonl").write_text(jsonl(rows))
+    result = _run(run_dir)
+    assert set(result["by_annotator"]) == {"person-0", "person-1"}
+    assert result["by_policy"]["sft-1"]["pairs"] == result["val_pairs"]
+    assert result["agreement"] is None
+    json.dumps(result, allow_nan=False)
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
         ({"responses": ["a"], "ranking": [0]}, "train.jsonl row 2 has 1 responses: give at least 2"),
         ({"responses": ["a", "b"], "ranking": [0, 0]}, "train.jsonl row 2: .* no permutation of 0 to 1"),
         ({"responses": ["a", 3], "ranking": [0, 1]}, "row 2 has 2 responses: give at least 2 texts"),
+        (
+            {"responses": ["a", "b"], "ranking": [0, 1], "policies": ["x"]},
+            "row 2 has 1 policies: name one for each of 2",
+        ),
         ({"responses": ["a", "b"]}, "train.jsonl line 2 lacks 'ranking'"),
     ],
 )
