@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(stage: str, run_dir: Path, report: Report) -> int:
-    from training.checkpoint import write_atomic
+    from training.checkpoints import write_atomic
 
     report.fence()
     if (run_dir / "result.json").exists():
@@ -77,7 +77,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _fail(run_dir: Path, report: Report, sentence: str) -> int:
-    from training.checkpoint import write_atomic
+    from training.checkpoints import write_atomic
 
     report.fence()
     print(sentence, file=sys.stderr, flush=True)

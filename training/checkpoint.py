@@ -1,15 +1,11 @@
-"""Model directories in Hugging Face's layout, and the checkpoints a run resumes from. safetensors only."""
+"""Model directories in Hugging Face's layout. safetensors only."""
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
-import shutil
 import subprocess
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training import chat, vocabulary
+from training.checkpoints import atomic_dir
 from training.config import ModelConfig, TrainingError
 from training.model import GPT, RewardModel, parameter_count
 from training.vocabulary import Tokenizer
@@ -26,67 +23,6 @@ from training.vocabulary import Tokenizer
 # Hugging Face's GPT-2 and GPT-1 keep these as Conv1D: the transpose of our Linear.
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _GPT1_NAMES = {"wte.": "tokens_embed.", "wpe.": "positions_embed."}
-
-
-@contextlib.contextmanager
-def atomic_dir(path: Path) -> Iterator[Path]:
-    """Write into a folder beside `path`; it takes its place, whole and on disk, only if the block succeeds."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        aside.rename(path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_atomic(path: Path, value: dict[str, Any]) -> None:
-    """One JSON file, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(aside)
-    aside.rename(path)
-    _sync(path.parent)
-
-
-class Checkpoints:
-    """checkpoints/step-00000100/ with tensors, state and a manifest of sums; the last two are kept."""
-
-    def __init__(self, run_dir: Path, fence: Callable[[], None] = lambda: None) -> None:
-        self.folder, self.fence = run_dir / "checkpoints", fence
-
-    def due(self, step: int, every: int) -> bool:
-        """After every `every` steps, and once early: a run that dies young has something to go on from."""
-        return step % every == 0 or step == min(10, every)
-
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.fence()
-        with atomic_dir(self.folder / f"step-{step:08d}") as folder:
-            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "tensors.safetensors")
-            (folder / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-            sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-            (folder / "manifest.json").write_text(json.dumps(sums), encoding="utf-8")
-        for old in self._all()[:-2]:
-            shutil.rmtree(old)
-
-    def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole checkpoint as (step, tensors, state); torn ones are passed over."""
-        for folder in reversed(self._all()):
-            with contextlib.suppress(OSError, ValueError, SafetensorError):
-                sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-                if all(_sha256(folder / name) == expected for name, expected in sums.items()):
-                    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                    return state["step"], load_file(folder / "tensors.safetensors"), state
-        return None
-
-    def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
 
 
 def save_model(path: Path, model: GPT | RewardModel, tok: Tokenizer, kind: str, meta: dict[str, Any]) -> None:
@@ -297,16 +233,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,6 +11,7 @@ import torch
 
 from training import checkpoint, data, device, optim
 from training.chat import render_example, render_prompt
+from training.checkpoints import Checkpoints
 from training.config import PPOConfig, TrainingError
 from training.engine import Request
 from training.model import GPT, RewardModel
@@ -28,7 +29,7 @@ def run(config: PPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     """A policy, a reward model and prompts in, the updated policy out."""
     started = time.monotonic()
     learner, frozen, meta = _load(config, run_dir)
-    checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence)
     done, history = _resume(checkpoints, learner)
     report.rewind(done)
     over_budget = bool(history) and 0 < config.kl_budget < history[-1]["kl"]
@@ -133,7 +134,7 @@ def _tensors(learner: Learner) -> dict[str, torch.Tensor]:
     )
 
 
-def _resume(checkpoints: checkpoint.Checkpoints, learner: Learner) -> tuple[int, list[dict[str, float]]]:
+def _resume(checkpoints: Checkpoints, learner: Learner) -> tuple[int, list[dict[str, float]]]:
     """Updates done and their figures; everything that changes from update to update is put back."""
     saved = checkpoints.latest()
     if saved is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training import checkpoint, data, device, optim, vocabulary
+from training.checkpoints import Checkpoints
 from training.config import PretrainConfig, TrainingError
 from training.data import Source
 from training.device import Compute
@@ -23,7 +24,7 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
     model, tok = _start(config, run_dir, compute)
     sources = data.open_sources(config.sources, run_dir, tok, model.config.n_positions, config.val_fraction)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence)
     step, newest = 0, {}
     if saved := checkpoints.latest():
         step, newest = saved[0], saved[2]["newest"]

@@ -17,6 +17,7 @@ import torch
 
 from training import checkpoint, comparisons, data, device, optim, reward_report
 from training.chat import render_example
+from training.checkpoints import Checkpoints
 from training.config import RewardConfig, TrainingError
 from training.device import Compute
 from training.model import RewardModel
@@ -74,7 +75,7 @@ def _train(
 ) -> float:
     """Mean loss of the last tenth of the run. Which rankings a step takes depends on (seed, step) alone."""
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence)
     per_epoch = math.ceil(len(rankings) / config.batch_size)
     steps = per_epoch * config.epochs
     units, rows = _units(config, rankings)

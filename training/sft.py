@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training import chat, checkpoint, data, device, optim
+from training.checkpoints import Checkpoints
 from training.config import SFTConfig, TrainingError
 from training.device import Compute
 from training.model import GPT, continue_text
@@ -34,7 +35,7 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     train, val, skipped = load_examples(config, run_dir, tok, model.config.n_positions)
     steps = config.epochs * math.ceil(len(train) / config.batch_size)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence)
     step, newest = 0, {}
     if saved := checkpoints.latest():
         step, newest = saved[0], saved[2]["newest"]

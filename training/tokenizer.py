@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from training import checkpoint, data
+from training.checkpoints import atomic_dir
 from training.config import TokenizerConfig, TrainingError
 from training.report import Report
 from training.vocabulary import Tokenizer, named, train
@@ -24,7 +25,7 @@ def run(config: TokenizerConfig, run_dir: Path, report: Report) -> dict[str, Any
     if paths:
         figures["bytes_per_token"] = _bytes_per_token(tokenizer, next(data.read_text(paths[0])))
     report(1, {"steps": 1, **figures, "seconds": round(time.monotonic() - started, 2)})
-    with checkpoint.atomic_dir(run_dir / "model") as folder:
+    with atomic_dir(run_dir / "model") as folder:
         tokenizer.save(folder)
         checkpoint.write_card(folder, tokenizer, "tokenizer", {"stage": "tokenizer", "run": run_dir.name})
     return {**figures, "seconds": round(time.monotonic() - started, 2)}
