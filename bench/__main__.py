@@ -1,13 +1,23 @@
-"""python -m bench [NAME ...]: measure ours and the peers in turn and write the figures into docs/results.md."""
+"""python -m bench [NAME ...]: measure ours and the peers in turn and write the figures into docs/results.md.
+
+python -m bench EXPERIMENT [--help]: a longer run on real data, which takes options of its own.
+"""
 
 import argparse
 import importlib
+import sys
 
 KINDS = ("training",)
+EXPERIMENTS = ("curves", "reward_models")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    if sys.argv[1:2] and sys.argv[1] in EXPERIMENTS:
+        importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kinds", choices=KINDS, nargs="*", default=list(KINDS))
     for kind in parser.parse_args().kinds:
         importlib.import_module(f"bench.{kind}").main()
