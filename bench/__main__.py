@@ -8,7 +8,7 @@ import importlib
 import sys
 
 KINDS = ("training",)
-EXPERIMENTS = ("curves", "reward_models")
+EXPERIMENTS = ("curves", "reward_models", "pairing")
 
 
 def main() -> None:
