@@ -1,24 +1,15 @@
 """Settings of every stage, as frozen dataclasses. Standard library only: the web process imports this module."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-
-class TrainingError(Exception):
-    """What a user can mend: one sentence with a number and the next step."""
-
-
-class ConfigError(TrainingError, ValueError):
-    """A setting that cannot be used as given."""
-
-
-def _field(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its help line; limits are low, high (inclusive), choices, required, advanced."""
-    metadata = {"help": help, **limits}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from training.config_baselines import DPOConfig
+from training.fields import Common as _Common
+from training.fields import ConfigError
+from training.fields import Optimised as _Optimised
+from training.fields import TrainingError as TrainingError
+from training.fields import setting as _field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,32 +41,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20, "n_positions": 1024, "dropout": 0.1},
     "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25, "n_positions": 1024, "dropout": 0.1},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Common:
-    seed: int = _field(1, "Seed of everything random in this run.", low=0, high=2**31 - 1)
-    device: str = _field("auto", "Where to compute.", choices=("auto", "cpu", "cuda"), advanced=True)
-    precision: str = _field("auto", "Number format of the products.", choices=("auto", "fp32", "bf16"), advanced=True)
-    threads: int = _field(0, "CPU threads; 0 = all.", low=0, high=1024, advanced=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Optimised(_Common):
-    """What every stage with a gradient shares."""
-
-    batch_size: int = _field(16, "Rows per step.", low=1)
-    learning_rate: float = _field(3e-4, "Highest learning rate.", low=0.0)
-    min_lr_ratio: float = _field(0.1, "Learning rate at the end, as a share of the highest.", low=0.0, high=1.0)
-    warmup_steps: int = _field(10, "Steps in which the learning rate rises from 0.", low=0)
-    weight_decay: float = _field(0.0, "AdamW's decay of matrices.", low=0.0)
-    beta2: float = _field(0.99, "AdamW's memory of squared gradients.", low=0.0, high=0.99999, advanced=True)
-    grad_clip: float = _field(1.0, "Largest norm of a gradient; 0 = no limit.", low=0.0)
-    compile: str = _field(
-        "auto", "Compile the network; auto = in long runs.", choices=("auto", "on", "off"), advanced=True
-    )
-    log_every: int = _field(10, "Steps between two points of the curves.", low=1, advanced=True)
-    checkpoint_every: int = _field(100, "Steps between checkpoints.", low=1, advanced=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +224,7 @@ STAGES: dict[str, type] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
+    "dpo": DPOConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }

@@ -48,7 +48,7 @@ def run(config: EvaluateConfig, run_dir: Path, report: Report) -> dict[str, Any]
             raise Stopped(0)
     new_rewards = _rewards(reward_model.eval(), new_answers, tokenizer, compute)
     old_rewards = _rewards(reward_model, old_answers, tokenizer, compute)
-    kl = _kl(new, old, new_answers, tokenizer, config, compute)
+    kl = sequence_kl(new, old, new_answers, tokenizer.pad_id, config.temperature, config.batch_size, compute)
     for (prompt, _), ours, theirs, high, low in zip(
         tasks, new_answers, old_answers, new_rewards, old_rewards, strict=True
     ):
@@ -104,16 +104,18 @@ def _rewards(
 
 
 @torch.no_grad()
-def _kl(
-    new: GPT, old: GPT, answers: Sequence[Request], tokenizer: Tokenizer, config: EvaluateConfig, compute: Compute
+def sequence_kl(
+    new: GPT, old: GPT, answers: Sequence[Request], pad_id: int, temperature: float, rows: int, compute: Compute
 ) -> float:
-    """Mean over the new policy's answers of log p_new - log p_old, in nats per answer, at the sampling temperature."""
+    """KL(new, old) in nats per answer, at the sampling temperature: at every state of the new policy's answers the
+    whole distributions are compared, not only the token drawn there, so it is never negative and varies far less.
+    """
     total = 0.0
-    for part in _parts(len(answers), config.batch_size):
-        episodes = Episodes.of([answers[i] for i in part], tokenizer.pad_id, compute.device)
-        ours, _ = completion_logprobs(new, episodes, config.temperature, compute)
-        theirs, _ = completion_logprobs(old, episodes, config.temperature, compute)
-        total += (ours - theirs).double().sum().item()
+    for part in _parts(len(answers), rows):
+        episodes = Episodes.of([answers[i] for i in part], pad_id, compute.device)
+        _, ours = completion_logprobs(new, episodes, temperature, compute)  # (n, V)
+        _, theirs = completion_logprobs(old, episodes, temperature, compute)
+        total += (ours.exp() * (ours - theirs)).double().sum().item()
     return total / len(answers)
 
 

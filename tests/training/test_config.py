@@ -16,6 +16,7 @@ MINIMAL = {
     "sft": {"base": "m"},
     "reward": {"base": "m"},
     "ppo": {"base": "m", "reward_model": "r"},
+    "dpo": {"base": "m"},
     "evaluate": {"new": "a", "old": "b", "reward_model": "r"},
     "generate": {"model": "m"},
 }

@@ -12,9 +12,14 @@ from tests.training.conftest import jsonl, rows_of, run_stage
 from training import evaluate
 from training.checkpoint import load_model, save_model
 from training.config import TrainingError
+from training.device import Compute
+from training.engine import generate
 from training.model import RewardModel
 from training.parse import parse
 from training.report import Report
+from training.rollout import Episodes, completion_logprobs, padded
+
+CPU = Compute(torch.device("cpu"), bf16=False)
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,17 @@ def test_it_runs_as_a_program_and_leaves_no_model(evaluate_run):
 def test_a_reward_model_as_policy_is_refused(evaluate_run, models):
     with pytest.raises(TrainingError, match="is a reward model with 1 score"):
         _run(evaluate_run(new=models["reward_model"]))
+
+
+def test_kl_is_the_mean_log_ratio_with_less_noise(models):
+    new, tok, _ = load_model(Path(models["new"]))
+    old, _, _ = load_model(Path(models["old"]))
+    prompts = [[tok.user_id, 5, tok.assistant_id]] * 400
+    answers = generate(new.eval(), tok, prompts, list(range(400)), max_new_tokens=6)
+    kl = evaluate.sequence_kl(new, old.eval(), answers, tok.pad_id, 1.0, 64, CPU)
+    episodes = Episodes.of(answers, tok.pad_id, "cpu")
+    with torch.no_grad():
+        ours, theirs = (completion_logprobs(m, episodes, 1.0, CPU)[0] for m in (new, old))
+    ratios = padded(ours - theirs, episodes.mask).sum(1)
+    assert kl == pytest.approx(ratios.mean().item(), abs=4 * ratios.std().item() / 20)
+    assert kl > 0.01
