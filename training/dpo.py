@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from training import checkpoint, comparisons, data, device, optim
 from training.chat import render_prompt
+from training.checkpoints import Checkpoints
 from training.config import TrainingError
 from training.config_baselines import DPOConfig
 from training.device import Compute
@@ -170,7 +171,7 @@ def _train(
     """
     train, held_out = known[:n], known[n:]
     optimizer = optim.adamw(policy, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = checkpoint.Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence)
     per_epoch = math.ceil(len(train) / config.batch_size)
     steps = per_epoch * config.epochs
     val_every = config.val_every or math.ceil(per_epoch / VALIDATIONS_A_PASS)
