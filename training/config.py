@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from training.config_baselines import DPOConfig
+from training.config_baselines import DPOConfig, GRPOConfig
 from training.fields import Common as _Common
 from training.fields import ConfigError
 from training.fields import Optimised as _Optimised
@@ -225,6 +225,7 @@ STAGES: dict[str, type] = {
     "reward": RewardConfig,
     "ppo": PPOConfig,
     "dpo": DPOConfig,
+    "grpo": GRPOConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }

@@ -17,6 +17,7 @@ MINIMAL = {
     "reward": {"base": "m"},
     "ppo": {"base": "m", "reward_model": "r"},
     "dpo": {"base": "m"},
+    "grpo": {"base": "m", "reward_model": "r"},
     "evaluate": {"new": "a", "old": "b", "reward_model": "r"},
     "generate": {"model": "m"},
 }

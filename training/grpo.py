@@ -1,0 +1,296 @@
+"""Stage `grpo`: raise the reward of answers without a value model; a prompt's other answers are the baseline.
+
+Two estimators. "rloo" (Ahmadian et al. 2024): an answer is one action, its reward is score - kl_coef * log(policy /
+reference), its baseline the mean reward of the prompt's other answers. "grpo" (Shao et al. 2024): every token gets
+(score - group mean) / group deviation, losses are means over an answer's tokens and then over answers, and the KL is
+k3 per token in the loss. Both clip their ratio as PPO does, so that one sampling may serve several steps.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training import advantages as adv
+from training import checkpoint, data, device, optim
+from training.checkpoints import Checkpoints
+from training.config import TrainingError
+from training.config_baselines import GRPOConfig
+from training.device import Compute
+from training.engine import Request, generate
+from training.model import GPT, RewardModel
+from training.ppo import read_prompts
+from training.report import Report, Stopped
+from training.rollout import Episodes, completion_logprobs, generator, padded, prompts_of_update, scores
+from training.vocabulary import Tokenizer
+
+SAMPLES = 4  # answers stored at a time
+ADAM_EPS = 1e-5  # as in PPO: 1e-8 makes the first steps so large that the ratio leaves its clip at once
+SPREAD_EPS = 1e-4  # in GRPO's division: a group of equal scores gets advantages of 0
+RATIO_TOLERANCE = 1e-6
+KEPT = ("reward", "score", "kl", "kl_k1", "entropy", "eos_share", "length")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What an update only reads."""
+
+    ref_policy: GPT
+    reward_model: RewardModel
+    tokenizer: Tokenizer
+    prompts: list[list[int]]
+    compute: Compute
+    skipped: int = 0  # prompts too long to use
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Episodes with all that was computed before the first gradient; tensors are (B, S) unless noted."""
+
+    episodes: Episodes
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    scores: Tensor  # (B,)
+    advantages: Tensor  # (B,)
+    entropy: float  # nats per token, of the policy that sampled
+
+
+def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+    """A policy, a reward model and prompts in, the updated policy out."""
+    started = time.monotonic()
+    policy, frozen = _load(config, run_dir)
+    optimizer = optim.adamw(policy, config.learning_rate, config.weight_decay, config.beta2)
+    for group in optimizer.param_groups:
+        group["eps"] = ADAM_EPS
+    checkpoints = Checkpoints(run_dir, report.fence)
+    done, history = 0, list[dict[str, float]]()
+    if saved := checkpoints.latest():
+        done, tensors, state = saved
+        history = state["history"]
+        optim.load_state_tensors(policy, optimizer, tensors)
+    report.rewind(done)
+    over_budget = bool(history) and 0 < config.kl_budget < history[-1]["kl"]
+    while done < config.updates and not over_budget:
+        begun = time.monotonic()
+        figures, requests, judged = grpo_update(policy, optimizer, frozen, config, done)
+        done += 1
+        history.append({name: figures[name] for name in KEPT})
+        over_budget = 0 < config.kl_budget < figures["kl"]
+        last = done == config.updates or over_budget
+        if done % config.log_every == 0 or done == 1 or last:
+            seconds = round(time.monotonic() - begun, 3)
+            report(done, {"steps": config.updates, **figures, "seconds": seconds})
+        if config.sample_every and (done % config.sample_every == 0 or done == 1 or last):
+            _sample(report, done, frozen, requests, judged)
+        if checkpoints.due(done, config.checkpoint_every) or last or report.stopping:
+            checkpoints.save(done, optim.state_tensors(policy, optimizer), {"history": history})
+        if report.stopping and not last:
+            raise Stopped(done)
+    report.fence()
+    meta = {"stage": "grpo", "run": run_dir.name, "parent": config.base, "reward_model": config.reward_model}
+    card = {**meta, "estimator": config.estimator, "kl": history[-1]["kl"]}
+    checkpoint.save_model(run_dir / "model", policy, frozen.tokenizer, "policy", card)
+    result = _result(config, history, over_budget)
+    result |= {"prompts": len(frozen.prompts), "skipped_too_long": frozen.skipped}
+    return result | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def _load(config: GRPOConfig, run_dir: Path) -> tuple[GPT, Frozen]:
+    """The three networks, without dropout. Refuses a reward model of another vocabulary and prompts that do not fit."""
+    compute = device.prepare_exact(config)
+    base, judge = data.resolve(run_dir, config.base), data.resolve(run_dir, config.reward_model)
+    policy, tokenizer, _ = checkpoint.load_model(base, compute.device)
+    ref_policy, _, _ = checkpoint.load_model(base, compute.device)
+    reward_model, other, card = checkpoint.load_reward_model(judge, compute.device)
+    checkpoint.require_same_tokenizer(tokenizer, other, ("The policy", "the reward model"))
+    if config.scale_scores:
+        spread = float(card.get("reward_std") or 1.0)
+        reward_model.head.weight.data /= spread
+        reward_model.bias /= spread
+    for model in (policy, ref_policy, reward_model):
+        model.eval()
+    for model in (ref_policy, reward_model):
+        model.requires_grad_(False)
+    room = min(policy.config.n_positions, reward_model.config.n_positions)
+    prompts, skipped = read_prompts(data.resolve(run_dir, config.prompts), tokenizer, room, config.max_new_tokens)
+    return policy, Frozen(ref_policy, reward_model, tokenizer, [ids for _, ids in prompts], compute, skipped)
+
+
+def grpo_update(
+    policy: GPT, optimizer: torch.optim.Optimizer, frozen: Frozen, config: GRPOConfig, update: int
+) -> tuple[dict[str, float], list[Request], Judged]:
+    """One round of sampling and learning; everything random in it depends on (seed, update) alone."""
+    torch.manual_seed(optim.step_seed(config.seed, update))
+    requests = _sample_answers(policy, frozen, config, update)
+    episodes = Episodes.of(requests, frozen.tokenizer.pad_id, policy.device)
+    parts = [_parts(config, update, epoch) for epoch in range(config.epochs)]
+    judged = judge(policy, frozen, config, episodes, parts[0])
+    left = 1 - update / config.updates
+    warm = min(1.0, (update + 1) / (config.warmup_steps + 1))
+    rate = config.learning_rate * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
+    optim.set_learning_rate(optimizer, rate)
+    figures: dict[str, list[float]] = {}
+    for place, index in enumerate(index for epoch in parts for index in epoch):
+        seen = _policy_step(policy, optimizer, config, judged, index, frozen.compute, first=place == 0)
+        for name, figure in seen.items():
+            figures.setdefault(name, []).append(figure)
+    means = {name: math.fsum(seen) / len(seen) for name, seen in figures.items()} | {"lr": rate}
+    means |= _describe(judged, config, requests)
+    if broken := [name for name, figure in means.items() if not math.isfinite(figure)]:
+        raise TrainingError(
+            f"{broken[0]} is {means[broken[0]]} at update {update + 1}: lower learning_rate or raise kl_coef."
+        )
+    return means, requests, judged
+
+
+def _sample_answers(policy: GPT, frozen: Frozen, config: GRPOConfig, update: int) -> list[Request]:
+    """group_size answers to each of the update's prompts, unfiltered; a group's answers stand one after the other."""
+    n = config.batch_size // config.group_size
+    chosen = prompts_of_update(len(frozen.prompts), update, n, config.seed)
+    prompts = [frozen.prompts[i] for i in chosen for _ in range(config.group_size)]
+    seeds = generator(config.seed, 3, update).integers(2**62, size=len(prompts)).tolist()
+    return generate(
+        policy,
+        frozen.tokenizer,
+        prompts,
+        seeds,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        max_batch=len(prompts),
+        compute=frozen.compute,
+    )
+
+
+def _parts(config: GRPOConfig, update: int, epoch: int) -> list[Tensor]:
+    order = generator(config.seed, 4, update, epoch).permutation(config.batch_size)
+    return list(torch.from_numpy(order).chunk(config.minibatches))
+
+
+@torch.no_grad()
+def judge(policy: GPT, frozen: Frozen, config: GRPOConfig, episodes: Episodes, parts: list[Tensor]) -> Judged:
+    """All that must be known before the first gradient, in the very minibatches of the first epoch (see ppo_update)."""
+    logprobs, ref_logprobs = torch.zeros_like(episodes.mask), torch.zeros_like(episodes.mask)
+    raw, entropy = torch.zeros_like(episodes.mask[:, 0]), 0.0
+    limits = {"missing_eos_penalty": config.missing_eos_penalty, "score_clip": config.score_clip}
+    for index in parts:
+        part = episodes.rows(index)
+        width = part.mask.shape[1]
+        chosen, everything = completion_logprobs(policy, part, config.temperature, frozen.compute)
+        logprobs[index, :width] = padded(chosen, part.mask)
+        entropy -= (everything.exp() * everything).sum().item()
+        ref, _ = completion_logprobs(frozen.ref_policy, part, config.temperature, frozen.compute)
+        ref_logprobs[index, :width] = padded(ref, part.mask)
+        raw[index] = scores(frozen.reward_model, part, frozen.compute, **limits)
+    rewards = raw
+    if config.estimator == "rloo":
+        rewards = raw - config.kl_coef * ((logprobs - ref_logprobs) * episodes.mask).sum(1)
+    advantages = group_advantages(rewards, config.group_size, config.estimator)
+    return Judged(episodes, logprobs, ref_logprobs, raw, advantages, entropy / episodes.mask.sum().item())
+
+
+def group_advantages(rewards: Tensor, group_size: int, estimator: str) -> Tensor:
+    """(B,) rewards, groups one after the other -> (B,) advantages.
+
+    rloo: reward - mean of the group's others; grpo: (reward - mean) / standard deviation of the group (biased).
+    """
+    groups = rewards.view(-1, group_size)
+    mean = groups.mean(1, keepdim=True)
+    if estimator == "rloo":
+        return ((groups - mean) * group_size / (group_size - 1)).flatten()
+    return ((groups - mean) / (groups.std(1, keepdim=True, unbiased=False) + SPREAD_EPS)).flatten()
+
+
+def _policy_step(
+    policy: GPT,
+    optimizer: torch.optim.Optimizer,
+    config: GRPOConfig,
+    judged: Judged,
+    index: Tensor,
+    compute: Compute,
+    *,
+    first: bool,
+) -> dict[str, float]:
+    part = judged.episodes.rows(index)
+    width = part.mask.shape[1]
+    logprobs = padded(completion_logprobs(policy, part, config.temperature, compute)[0], part.mask)  # (n, S)
+    old, ref = judged.logprobs[index, :width], judged.ref_logprobs[index, :width]
+    log_ratio = logprobs - old
+    if first:
+        _check_ratio(log_ratio)
+    loss, clipped, kl = losses(log_ratio, logprobs, ref, part.mask, judged.advantages[index], config)
+    optimizer.zero_grad(set_to_none=True)
+    (loss + config.kl_coef * kl if config.estimator == "grpo" else loss).backward()
+    grad_norm = float(optim.clip(policy, config.grad_clip))
+    optimizer.step()
+    with torch.no_grad():
+        approx_kl = adv.masked_mean(log_ratio.exp() - 1 - log_ratio, part.mask).item()
+    figures = {"policy_loss": loss.item(), "clipfrac": clipped.item(), "approx_kl": approx_kl, "grad_norm": grad_norm}
+    return figures | ({"ratio_first": log_ratio.exp()[part.mask.bool()].mean().item()} if first else {})
+
+
+def losses(
+    log_ratio: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, advantages: Tensor, config: GRPOConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Policy loss, share clipped and mean k3-KL per token, from (n, S) log-probabilities and (n,) advantages.
+
+    rloo's ratio is that of whole answers: in the first step its gradient is REINFORCE's, advantage * d log p(answer).
+    """
+    lengths = mask.sum(1)
+    kl = ((adv.k3(logprobs, ref_logprobs) * mask).sum(1) / lengths).mean()
+    if config.estimator == "rloo":
+        loss, clipped = adv.policy_loss((log_ratio * mask).sum(1).exp(), advantages, config.cliprange)
+        return loss.mean(), clipped.mean(), kl
+    loss, clipped = adv.policy_loss(log_ratio.exp(), advantages[:, None], config.cliprange)  # (n, S)
+    return ((loss * mask).sum(1) / lengths).mean(), adv.masked_mean(clipped, mask), kl
+
+
+def _check_ratio(log_ratio: Tensor) -> None:
+    off = log_ratio.exp().sub(1).abs().max().item()
+    if not off <= RATIO_TOLERANCE:
+        raise TrainingError(
+            f"The first ratio of an update is off by {off:.1e} (at most {RATIO_TOLERANCE:.0e} is allowed), so old and "
+            "new log-probabilities disagree: run again with precision fp32."
+        )
+
+
+def _describe(judged: Judged, config: GRPOConfig, requests: list[Request]) -> dict[str, float]:
+    """What an update sampled, per answer. kl is Schulman's k3 (never negative); spread is that within a group."""
+    mask = judged.episodes.mask
+    rows = mask.shape[0]
+    k1 = ((judged.logprobs - judged.ref_logprobs) * mask).sum() / rows
+    groups = judged.scores.view(-1, config.group_size)
+    # Masked states lie row after row, in the order in which the engine wrote the tokens.
+    sampled = torch.tensor([p for r in requests for p in r.logprobs], device=mask.device)
+    return {
+        "reward": (judged.scores.mean() - config.kl_coef * k1).item(),
+        "score": judged.scores.mean().item(),
+        "score_spread": groups.std(1, unbiased=False).mean().item(),
+        "kl": ((adv.k3(judged.logprobs, judged.ref_logprobs) * mask).sum() / rows).item(),
+        "kl_k1": k1.item(),
+        "entropy": judged.entropy,
+        "eos_share": judged.episodes.ended.float().mean().item(),
+        "length": mask.sum().item() / rows,
+        "sampler_gap": (judged.logprobs[mask.bool()] - sampled).abs().max().item(),
+    }
+
+
+def _sample(report: Report, step: int, frozen: Frozen, requests: list[Request], judged: Judged) -> None:
+    for request, score in list(zip(requests, judged.scores.tolist(), strict=True))[:SAMPLES]:
+        prompt = frozen.tokenizer.decode(i for i in request.prompt_ids if i not in frozen.tokenizer.special.values())
+        report.sample(step, prompt=prompt, text=request.text, score=score, finish_reason=request.finish_reason)
+
+
+def _result(config: GRPOConfig, history: list[dict[str, float]], over_budget: bool) -> dict[str, Any]:
+    """Figures of the first update (still the base policy) beside the mean of the last five."""
+    first, tail = history[0], history[-5:]
+    after = {name: statistics.fmean(row[name] for row in tail) for name in KEPT}
+    counts = {"updates": len(history), "episodes": len(history) * config.batch_size}
+    before = {"score_before": first["score"], "reward_before": first["reward"]}
+    return {**counts, **before, **after, "stopped_by_kl_budget": over_budget}
