@@ -69,6 +69,15 @@ def load_reward_model(path: Path, device: torch.device | str = "cpu") -> tuple[R
     return model.to(device), tok, card
 
 
+def kind_of(path: Path) -> str:
+    """base, sft, reward or policy: as its card says; without a card, what its architecture can do."""
+    if (path / "bucle.json").is_file():
+        return str(huggingface.read_json(path / "bucle.json")["kind"])
+    stored = huggingface.read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    scores = any(name.endswith("ForSequenceClassification") for name in stored.get("architectures") or [])
+    return "reward" if scores else "base"
+
+
 def require_same_tokenizer(one: Tokenizer, other: Tokenizer, names: tuple[str, str]) -> None:
     """Refuse two models that would read the same ids as different texts."""
     if one.hash != other.hash:
