@@ -1,7 +1,7 @@
 """Whole rankings in one batch against their pairs shuffled apart: which over-fits (Ouyang et al. 2022, C.2).
 
 `python -m bench pairing --data DATA_DIR [--seconds 100]`. Two sets of rankings, the same model, steps, comparisons per
-step and schedule for both; several passes, several seeds, held-out loss after each quarter of a pass.
+step and schedule for both; several passes, several seeds, held-out loss along the way.
 """
 
 import argparse
@@ -20,29 +20,14 @@ from training import vocabulary
 
 WORK = Path("var/bench/pairing")
 PAIRINGS = ("k-wise", "pairs")
-EPOCHS, SEEDS, RANKINGS, HELD_OUT = 4, (1, 2, 3), 200, 100
-TRAIN = {"epochs": EPOCHS, "batch_size": 8, "learning_rate": 5e-4, "precision": "fp32", "log_every": 1}
+EPOCHS, SEEDS = 3, (1, 2)
+PEOPLE, MADE, HELD_OUT = 120, 200, 80  # rankings
+TRAIN = {"epochs": EPOCHS, "batch_size": 8, "learning_rate": 5e-4, "precision": "fp32", "log_every": 1, "val_every": 5}
 
 # The known utility of a made answer is the sum of its words' worth; judges rank by it with Gumbel noise on top, so that
 # each pair is a Bradley-Terry comparison of the utilities and the best possible accuracy is known.
-WORDS = [
-    "king",
-    "queen",
-    "forest",
-    "river",
-    "bread",
-    "gold",
-    "wolf",
-    "bird",
-    "castle",
-    "garden",
-    "shoe",
-    "apple",
-    "horse",
-    "sister",
-    "stone",
-    "window",
-]
+NOUNS = "king queen forest river bread gold wolf bird castle garden shoe apple horse sister stone window cake lion"
+WORDS = NOUNS.split()
 QUESTIONS = [f"Tell me about the {a} and the {b}." for a in WORDS for b in WORDS if a != b]
 
 
@@ -80,9 +65,14 @@ def best_accuracy(rows: Sequence[Row]) -> float:
 def sets(data: Path, base: Path) -> dict[str, tuple[list[Row], list[Row]]]:
     """Rankings to learn from and held-out ones, by name."""
     tok, context = vocabulary.load(base), curves.MODEL["n_positions"]
-    people, _ = reward_models.read(reward_models.SETS["qa_feedback"], data, tok, context)
-    made = made_rankings(RANKINGS + HELD_OUT, seed=1)
-    return {"people, K = 4": reward_models.split(people, 0), "made, K = 4-9": (made[:RANKINGS], made[RANKINGS:])}
+    questions = [{**row, "context": ""} for row in runs.rows(data / f"{reward_models.SETS['qa_feedback'].file}.jsonl")]
+    fitting = [reward_models.fit(reward_models.ranking(row), tok, context, "first") for row in questions]
+    people = [row for row in fitting if row is not None and reward_models.pairs(row)]
+    made = made_rankings(MADE + HELD_OUT, seed=1)
+    return {
+        "made, K = 4-9": (made[:MADE], made[MADE:]),
+        "people, K = 4": (people[:PEOPLE], people[PEOPLE : PEOPLE + HELD_OUT]),
+    }
 
 
 def by_epoch(run_dir: Path) -> list[dict[str, float]]:
@@ -151,12 +141,13 @@ def draw(found: dict[str, dict[str, list[Path]]]) -> None:
 
 
 HEAD = """\
-`python -m bench pairing --data DATA_DIR`. The English SFT model of `curves` learns from {people} rankings of
-four answers by people (`qa_feedback`) and from {made} made rankings of four to nine answers, whose utility is
-known. Both ways take the same number of steps with the same number of comparisons in each ({batch} rankings'
-worth), {epochs} passes, highest learning rate {rate:g} falling by a cosine over all passes, {seeds} seeds
-(means below). K-wise reads each answer once a pass, pairs read it K - 1 times. The training loss of a pass is
-the mean over its batches, each before it is learned.
+`python -m bench pairing --data DATA_DIR`. The English SFT model of `curves` learns from {made} made rankings of
+four to nine answers, whose utility is known, and from {people} rankings of four answers by people
+(`qa_feedback`, the question without its passages); {held_out} more of each are held out. Both ways take the
+same number of steps with the same number of comparisons in each ({batch} rankings' worth), {epochs} passes,
+highest learning rate {rate:g} falling by a cosine over all passes, {seeds} seeds (means below). K-wise reads
+each answer once a pass, pairs read it K - 1 times. The training loss of a pass is the mean over its batches,
+each before it is learned.
 
 | rankings | pairing | pass | training loss | held-out loss | held-out accuracy | seconds for all passes |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |
@@ -190,7 +181,7 @@ def main(arguments: list[str]) -> None:
         print("the time is used up; call again to go on")
         return
     draw(found)
-    held_out = runs.rows(WORK / "set-1" / "held_out.jsonl")
-    counts = {"people": len(runs.rows(WORK / "set-0" / "learn.jsonl")), "made": RANKINGS}
+    held_out = runs.rows(WORK / "set-0" / "held_out.jsonl")
+    counts = {"people": PEOPLE, "made": MADE, "held_out": HELD_OUT}
     ceiling = f"\n\nThe known utility itself gets {best_accuracy(held_out):.3f} of the made held-out pairs right."
     section("pairing", report(found, counts) + ceiling)

@@ -26,6 +26,7 @@ WORK = Path("var/bench/reward_models")
 FOLDS = 4
 LEAST_ROOM = 32  # tokens that must be left for the prompt
 TRAIN = {"learning_rate": 5e-4, "warmup_steps": 5, "min_lr_ratio": 0.1, "precision": "fp32", "epochs": 1}
+TRAIN |= {"val_every": 1_000_000}  # ours too is validated at the end only
 Row = dict[str, Any]
 
 
@@ -36,12 +37,13 @@ class Judged:
     file: str
     batch_size: int
     keep: str
+    folds: int
 
 
 SETS = {
-    "pandalm": Judged("preferences/en_pandalm_human", 16, "first"),
-    "hh harmless": Judged("preferences/en_hh_rlhf_harmless", 16, "last"),
-    "qa_feedback": Judged("rankings/en_qa_feedback_k4", 8, "first"),
+    "pandalm": Judged("preferences/en_pandalm_human", 16, "first", folds=FOLDS),
+    "hh harmless": Judged("preferences/en_hh_rlhf_harmless", 16, "last", folds=2),
+    "qa_feedback": Judged("rankings/en_qa_feedback_k4", 8, "first", folds=2),
 }
 
 
@@ -53,7 +55,7 @@ def ranking(row: Row) -> Row:
         [index for index, own in enumerate(row["points"]) if own == points]
         for points in sorted(set(row["points"]), reverse=True)
     ]
-    return {"prompt": f"{row['prompt']}\n\n{row['context']}", "responses": row["responses"], "ranking": tiers}
+    return {"prompt": f"{row['prompt']}\n\n{row['context']}".strip(), "responses": row["responses"], "ranking": tiers}
 
 
 def fit(row: Row, tok: Tokenizer, context: int, keep: str) -> Row | None:
@@ -104,7 +106,8 @@ def one_fold(name: str, rows: list[Row], fold: int, base: Path, clock: Clock, wo
     }
     settings = {"base": str(base.resolve()), **files, **TRAIN, "batch_size": SETS[name].batch_size, "seed": fold + 1}
     runs.stage("reward", folder / "ours", settings, clock)
-    runs.run([sys.executable, "-m", "bench.trl_reward", str(folder / "trl")], folder / "trl", settings, clock)
+    clock.left()  # TRL's trainer does not stop and go on as ours does: once begun, it runs to its end
+    runs.run([sys.executable, "-m", "bench.trl_reward", str(folder / "trl")], folder / "trl", settings, Clock())
     return {"ours": folder / "ours", "trl": folder / "trl"}
 
 
@@ -181,7 +184,6 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench reward_models", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the judgements")
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long and go on at the next call")
-    parser.add_argument("--folds", type=int, default=FOLDS, help="how many of the four folds to run")
     options = parser.parse_args(arguments)
     clock = Clock(options.seconds)
     done: dict[str, list[dict[str, Path]]] = {name: [] for name in SETS}
@@ -194,9 +196,8 @@ def main(arguments: list[str]) -> None:
         for name, judged in SETS.items():
             rows[name], left_out[name] = read(judged, options.data, tok, context)
             human[name] = agreement(runs.rows(options.data / f"{judged.file}.jsonl"))
-        for fold in range(options.folds):
-            for name in SETS:
-                done[name].append(one_fold(name, rows[name], fold, base, clock))
+        for fold, name in sorted((fold, name) for name, judged in SETS.items() for fold in range(judged.folds)):
+            done[name].append(one_fold(name, rows[name], fold, base, clock))
     except runs.OutOfTime:
         print("the time is used up; call again to go on")
         return

@@ -29,15 +29,15 @@ def test_every_comparison_is_bradley_terry() -> None:
 
 
 def test_a_pass_is_the_mean_of_its_batches_and_ends_at_its_validation(tmp_path: Path) -> None:
-    draw, points = random.Random(0), [{"step": 0, "steps": 8, "val_loss": 0.7, "val_accuracy": 0.5}]
-    for step in range(1, 9):
-        points.append({"step": step, "steps": 8, "loss": float(step)})
+    draw, points = random.Random(0), [{"step": 0, "steps": 6, "val_loss": 0.7, "val_accuracy": 0.5}]
+    for step in range(1, 7):
+        points.append({"step": step, "steps": 6, "loss": float(step)})
         if step % 2 == 0:
             points[-1] |= {"val_loss": step / 10, "val_accuracy": draw.random()}
     runs.write_rows(tmp_path / "metrics.jsonl", points)
     found = pairing.by_epoch(tmp_path)
-    assert [epoch["loss"] for epoch in found] == [1.5, 3.5, 5.5, 7.5]
-    assert [epoch["val_loss"] for epoch in found] == [0.2, 0.4, 0.6, 0.8]
+    assert [epoch["loss"] for epoch in found] == [1.5, 3.5, 5.5]
+    assert [epoch["val_loss"] for epoch in found] == [0.2, 0.4, 0.6]
     doubled = [{**row, **{key: 3 * row[key] for key in ("loss", "val_loss") if key in row}} for row in points]
     runs.write_rows(tmp_path / "other" / "metrics.jsonl", doubled)
     assert pairing.mean([tmp_path, tmp_path / "other"])[0]["loss"] == 3.0
