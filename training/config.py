@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from training.config_baselines import DPOConfig, GRPOConfig
+from training.config_baselines import BestOfNConfig, DPOConfig, GRPOConfig, RejectionConfig
 from training.fields import Common as _Common
 from training.fields import ConfigError
 from training.fields import Optimised as _Optimised
@@ -226,6 +226,8 @@ STAGES: dict[str, type] = {
     "ppo": PPOConfig,
     "dpo": DPOConfig,
     "grpo": GRPOConfig,
+    "rejection": RejectionConfig,
+    "best_of_n": BestOfNConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
 }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from training.fields import ConfigError, Optimised, setting
+from training.fields import Common, ConfigError, Optimised, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +69,38 @@ class GRPOConfig(Optimised):
                 raise ConfigError(
                     f"batch_size is {self.batch_size} and {name} is {parts}: choose a {name} that divides the batch."
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectionConfig(Optimised):
+    """Write n answers to each prompt, keep the best by the reward model, learn from those (rejection-sampling SFT)."""
+
+    base: str = setting("", "Policy to start from, also the frozen reference.", required=True)
+    reward_model: str = setting("", "Model that scores answers.", required=True)
+    prompts: str = setting("data/prompts.jsonl", "Rows {prompt}.", required=True)
+    n: int = setting(8, "Answers per prompt, of which the best is learned.", low=2)
+    epochs: int = setting(2, "Passes over the best answers.", low=1)
+    batch_size: int = setting(16, "Best answers per step.", low=1)
+    learning_rate: float = setting(5e-4, "Highest learning rate.", low=0.0)
+    temperature: float = setting(1.0, "Sampling temperature.", low=1e-3, high=10.0)
+    max_new_tokens: int = setting(48, "Longest answer in tokens.", low=1)
+    write_batch: int = setting(64, "Answers sampled at once.", low=1, advanced=True)
+    kl_samples: int = setting(128, "Answers that the final KL is measured on; 0 = not measured.", low=0, advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNConfig(Common):
+    """Answer n times and take the best by the reward model: no training, and what it costs in KL."""
+
+    base: str = setting("", "Policy that writes.", required=True)
+    reward_model: str = setting("", "Model that scores answers.", required=True)
+    prompts: str = setting("data/prompts.jsonl", "Rows {prompt}.", required=True)
+    n: int = setting(16, "Largest n; 1, 2, 4 ... up to it are measured.", low=2, high=1024)
+    pool: int = setting(0, "Answers written per prompt, more than n; 0 = twice n.", low=0, advanced=True)
+    temperature: float = setting(1.0, "Sampling temperature.", low=1e-3, high=10.0)
+    max_new_tokens: int = setting(48, "Longest answer in tokens.", low=1)
+    write_batch: int = setting(64, "Answers sampled at once.", low=1, advanced=True)
+
+    def __post_init__(self) -> None:
+        if 0 < self.pool <= self.n:
+            raise ConfigError(f"pool is {self.pool} and n is {self.n}: write more answers than n, or set pool to 0.")

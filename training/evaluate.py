@@ -46,8 +46,8 @@ def run(config: EvaluateConfig, run_dir: Path, report: Report) -> dict[str, Any]
         report(part.stop, {"steps": len(tasks)})
         if report.stopping and part.stop < len(tasks):
             raise Stopped(0)
-    new_rewards = _rewards(reward_model.eval(), new_answers, tokenizer, compute)
-    old_rewards = _rewards(reward_model, old_answers, tokenizer, compute)
+    new_rewards = rewards_of(reward_model.eval(), new_answers, tokenizer, compute)
+    old_rewards = rewards_of(reward_model, old_answers, tokenizer, compute)
     kl = sequence_kl(new, old, new_answers, tokenizer.pad_id, config.temperature, config.batch_size, compute)
     for (prompt, _), ours, theirs, high, low in zip(
         tasks, new_answers, old_answers, new_rewards, old_rewards, strict=True
@@ -93,7 +93,7 @@ def _write(
     )
 
 
-def _rewards(
+def rewards_of(
     reward_model: RewardModel, answers: Sequence[Request], tokenizer: Tokenizer, compute: Compute
 ) -> list[float]:
     """Rewards as people would meet the answers: one that was cut off is read as if it ended there."""

@@ -18,6 +18,8 @@ MINIMAL = {
     "ppo": {"base": "m", "reward_model": "r"},
     "dpo": {"base": "m"},
     "grpo": {"base": "m", "reward_model": "r"},
+    "rejection": {"base": "m", "reward_model": "r"},
+    "best_of_n": {"base": "m", "reward_model": "r"},
     "evaluate": {"new": "a", "old": "b", "reward_model": "r"},
     "generate": {"model": "m"},
 }
