@@ -20,6 +20,10 @@ ACCEPTS: dict[str, dict[str, list[str]]] = {
     "sft": {"base": [Kind.BASE, Kind.SFT, Kind.POLICY]},
     "reward": {"base": [Kind.SFT, Kind.POLICY, Kind.BASE]},
     "ppo": {"base": [Kind.SFT, Kind.POLICY], "reward_model": [Kind.REWARD]},
+    "dpo": {"base": [Kind.SFT, Kind.POLICY]},
+    "grpo": {"base": [Kind.SFT, Kind.POLICY], "reward_model": [Kind.REWARD]},
+    "rejection": {"base": [Kind.SFT, Kind.POLICY], "reward_model": [Kind.REWARD]},
+    "best_of_n": {"base": [Kind.SFT, Kind.POLICY, Kind.BASE], "reward_model": [Kind.REWARD]},
     "evaluate": {
         "base": [Kind.POLICY, Kind.SFT, Kind.BASE],
         "reference": [Kind.SFT, Kind.POLICY, Kind.BASE],
@@ -27,6 +31,8 @@ ACCEPTS: dict[str, dict[str, list[str]]] = {
     },
 }
 OPTIONAL = {("pretrain", "base")}
+# Stages that go on from the model people judged: the live one.
+FROM_LIVE = {"reward", "ppo", "dpo", "grpo", "rejection", "best_of_n"}
 
 
 def choices_for(project: Project, stage: str) -> dict[str, QuerySet[ModelVersion]]:
@@ -41,7 +47,7 @@ def default_input(project: Project, stage: str, name: str) -> ModelVersion | Non
     """The live model where it fits, else the newest of the usual kind."""
     kinds = ACCEPTS[stage][name]
     live = live_model(project)
-    if stage in {"reward", "ppo"} and name == "base" and live is not None and live.kind in kinds:
+    if stage in FROM_LIVE and name == "base" and live is not None and live.kind in kinds:
         return live
     for kind in kinds:
         newest = ModelVersion.objects.filter(project=project, kind=kind).order_by("-number").first()
@@ -98,11 +104,11 @@ def check_data(project: Project, stage: str, config: dict[str, Any] | None = Non
         raise LabelingError(_("There is no corpus in this project yet: add a text file on the data page."))
     if (stage == "sft" or config.get("ptx_coef")) and not exports.demonstrations(project).exists():
         raise LabelingError(_("There are no demonstrations yet: write some, or import a file on the data page."))
-    if stage == "reward" and not exports.rankings(project).exists():
+    if stage in {"reward", "dpo"} and not exports.rankings(project).exists():
         raise LabelingError(_("There are no rankings yet: open a round and rank, or import a file on the data page."))
-    if stage == "ppo" and not exports.prompts(project, Prompt.Split.TRAIN).exists():
+    if stage in {"ppo", "grpo", "rejection"} and not exports.prompts(project, Prompt.Split.TRAIN).exists():
         raise LabelingError(_("There are no training prompts yet: add some on the data page."))
-    if stage == "evaluate" and not exports.prompts(project).exists():
+    if stage in {"evaluate", "best_of_n"} and not exports.prompts(project).exists():
         raise LabelingError(_("There are no prompts yet: add some on the data page."))
 
 
@@ -118,11 +124,14 @@ def freeze_inputs(run: Run) -> dict[str, Dataset]:
         frozen["data"] = exports.freeze_rankings(project, validation=False, by=by)
         frozen["val"] = exports.freeze_rankings(project, validation=True, by=by)
         frozen["demonstrations"] = exports.freeze_demonstrations(project, by)
-    elif run.stage == "ppo":
+    elif run.stage == "dpo":
+        frozen["data"] = exports.freeze_rankings(project, validation=False, by=by)
+        frozen["val"] = exports.freeze_rankings(project, validation=True, by=by)
+    elif run.stage in {"ppo", "grpo", "rejection"}:
         frozen["prompts"] = exports.freeze_prompts(project, Prompt.Split.TRAIN, by)
         if run.config.get("ptx_coef"):
             frozen["demonstrations"] = exports.freeze_demonstrations(project, by)
-    elif run.stage == "evaluate":
+    elif run.stage in {"evaluate", "best_of_n"}:
         split = Prompt.Split.HOLDOUT if exports.prompts(project, Prompt.Split.HOLDOUT).exists() else Prompt.Split.TRAIN
         frozen["prompts"] = exports.freeze_prompts(project, split, by)
     for role, dataset in frozen.items():

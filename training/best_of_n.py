@@ -79,7 +79,7 @@ def measure(answers: Sequence[Sequence[Answer]], steps: Sequence[int], seed: int
         table.append(
             {
                 "n": n,
-                "reward": float(best.mean()),
+                "score": float(best.mean()),
                 "win_rate": win,
                 "win_rate_low": low,
                 "win_rate_high": high,

@@ -82,7 +82,7 @@ class Pool:
             everything = [answer.reward for answers in written for answer in answers]
             best = statistics.fmean(max(answer.reward for answer in answers) for answers in written)
             # Reported before it is kept: what was not kept is cut from the curves and written again.
-            report(part + 1, {"steps": steps, "reward": statistics.fmean(everything), "reward_best": best})
+            report(part + 1, {"steps": steps, "score": statistics.fmean(everything), "score_best": best})
             with self.path.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps([[asdict(a) for a in answers] for answers in written]) + "\n")
             self.answers += written

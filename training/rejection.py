@@ -62,8 +62,8 @@ def run(config: RejectionConfig, run_dir: Path, report: Report) -> dict[str, Any
     rewards = [answer.reward for answer in kept if answer is not None]
     loss = _learn(config, report, policy, examples, tokenizer, compute, checkpoints, saved, pool.parts, writer)
     result = {"train_loss": loss, "rows": len(examples), "skipped_too_long": skipped, "prompts": len(prompts)}
-    result["reward_before"] = statistics.fmean(answer.reward for row in answers for answer in row)
-    result["reward_best"] = statistics.fmean(rewards)
+    result["score_before"] = statistics.fmean(answer.reward for row in answers for answer in row)
+    result["score_best"] = statistics.fmean(rewards)
     result |= _measure(config, run_dir, writer, ids)
     report.fence()
     meta = {"stage": "rejection", "run": run_dir.name, "parent": config.base, "reward_model": config.reward_model}
@@ -153,7 +153,7 @@ def _measure(config: RejectionConfig, run_dir: Path, writer: Writer, prompts: Se
     reference, _, _ = checkpoint.load_model(data.resolve(run_dir, config.base), writer.compute.device)
     pad, temperature = writer.tokenizer.pad_id, config.temperature
     return {
-        "reward": statistics.fmean(rewards_of(writer.reward_model, answers, writer.tokenizer, writer.compute)),
+        "score": statistics.fmean(rewards_of(writer.reward_model, answers, writer.tokenizer, writer.compute)),
         "kl": sequence_kl(writer.policy, reference.eval(), answers, pad, temperature, READ_AT_ONCE, writer.compute),
         "length": statistics.fmean(len(answer.tokens) for answer in answers),
         "eos_share": statistics.fmean(answer.finish_reason == "eos" for answer in answers),

@@ -20,6 +20,9 @@ KIND_OF_RESULT = {
     Run.Stage.SFT: ModelVersion.Kind.SFT,
     Run.Stage.REWARD: ModelVersion.Kind.REWARD,
     Run.Stage.PPO: ModelVersion.Kind.POLICY,
+    Run.Stage.DPO: ModelVersion.Kind.POLICY,
+    Run.Stage.GRPO: ModelVersion.Kind.POLICY,
+    Run.Stage.REJECTION: ModelVersion.Kind.POLICY,
 }
 
 

@@ -19,6 +19,10 @@ ABOUT = {
     "sft": _("Learns to answer from demonstrations; only the answer and its end are learned."),
     "reward": _("Learns from rankings which answers people prefer."),
     "ppo": _("Raises the reward of the policy's answers while it stays near the model it starts from."),
+    "dpo": _("Learns from rankings directly: the policy is its own reward model, and nothing is sampled."),
+    "grpo": _("Raises the reward without a value model: a prompt's other answers are the baseline."),
+    "rejection": _("Answers each prompt several times and learns the answer that the reward model likes best."),
+    "best_of_n": _("Trains nothing: answers n times, takes the best by the reward model, and measures the cost."),
     "evaluate": _("Lets two policies answer the same held-out prompts and compares them by the reward model."),
 }
 

@@ -17,6 +17,7 @@ NOTHING = 1e-7  # what is smaller is the rounding of a float
 FIGURES: dict[str, tuple[str | Promise, str]] = {
     "loss": (_("Loss"), NUMBER),
     "train_loss": (_("Training loss"), NUMBER),
+    "n": (_("Best of"), COUNT),
     "val_loss": (_("Validation loss"), NUMBER),
     "val_bits_per_byte": (_("Validation bits per byte"), NUMBER),
     "best_val_loss": (_("Best validation loss"), NUMBER),
@@ -41,13 +42,20 @@ FIGURES: dict[str, tuple[str | Promise, str]] = {
     "mean_on_demonstrations": (_("Mean reward of demonstrations"), NUMBER),
     "reward_std": (_("Spread of rewards"), NUMBER),
     "reward": (_("Reward with KL price"), NUMBER),
+    "reward_best": (_("Implicit reward, best answers"), NUMBER),
+    "reward_mean": (_("Implicit reward, all answers"), NUMBER),
+    "margin": (_("Implicit reward, better minus worse"), NUMBER),
     "reward_before": (_("Reward with KL price, at first"), NUMBER),
     "score": (_("Reward model's score"), NUMBER),
+    "score_best": (_("Reward model's score, best answers"), NUMBER),
+    "score_spread": (_("Spread of scores among a prompt's answers"), NUMBER),
     "score_before": (_("Reward model's score, at first"), NUMBER),
     "updates": (_("Updates"), COUNT),
     "episodes": (_("Answers sampled"), COUNT),
+    "answers": (_("Answers written"), COUNT),
     "skipped_too_long": (_("Prompts left out as too long"), COUNT),
     "kl": (_("KL from the reference"), NUMBER),
+    "kl_bound": (_("KL, log n - (n - 1) / n"), NUMBER),
     "kl_coef": (_("Price of KL"), NUMBER),
     "entropy": (_("Entropy"), NUMBER),
     "clipfrac": (_("Share of clipped steps"), PERCENT),
@@ -86,6 +94,10 @@ HEADLINES = {
     "sft": ["val_loss", "loss", "tokens_per_s"],
     "reward": ["val_accuracy", "loss", "val_pairs"],
     "ppo": ["score", "kl", "reward"],
+    "dpo": ["val_accuracy", "kl", "val_loss"],
+    "grpo": ["score", "kl", "reward"],
+    "rejection": ["score", "kl", "score_best"],
+    "best_of_n": ["score", "kl", "n"],
     "evaluate": ["win_rate", "reward_new", "kl"],
 }
 
@@ -96,6 +108,10 @@ LIVE = {
     "sft": ["loss", "val_loss", "tokens_per_s"],
     "reward": ["loss", "accuracy"],
     "ppo": ["score", "kl", "entropy", "eos_share"],
+    "dpo": ["loss", "accuracy", "margin"],
+    "grpo": ["score", "kl", "entropy", "eos_share"],
+    "rejection": ["score", "score_best", "loss"],
+    "best_of_n": ["score", "score_best"],
 }
 
 
@@ -110,7 +126,9 @@ class Curve:
 
 CURVES = [
     Curve(["loss", "val_loss"], _("Loss")),
-    Curve(["score", "reward"], _("Reward")),
+    Curve(["score", "score_best", "reward"], _("Reward")),
+    Curve(["margin"], _("Implicit reward, better minus worse")),
+    Curve(["reward_best", "reward_mean"], _("Implicit reward")),
     Curve(["accuracy", "val_accuracy"], _("Accuracy")),
     Curve(["kl"], _("KL from the reference")),
     Curve(["entropy"], _("Entropy")),
@@ -120,6 +138,7 @@ CURVES = [
     Curve(["lr", "learning_rate"], _("Learning rate"), main=False),
     Curve(["policy_loss"], _("Policy loss"), main=False),
     Curve(["value_loss"], _("Value loss"), main=False),
+    Curve(["score_spread"], _("Spread of scores among a prompt's answers"), main=False),
     Curve(["clipfrac"], _("Share of clipped steps"), main=False),
     Curve(["approx_kl"], _("Approximate KL of a step"), main=False),
     Curve(["kl_coef"], _("Price of KL"), main=False),

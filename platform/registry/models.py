@@ -109,6 +109,10 @@ class Run(models.Model):
         SFT = "sft", _("Supervised fine-tuning")
         REWARD = "reward", _("Reward model")
         PPO = "ppo", _("PPO")
+        DPO = "dpo", _("DPO")
+        GRPO = "grpo", _("GRPO or RLOO")
+        REJECTION = "rejection", _("Rejection sampling")
+        BEST_OF_N = "best_of_n", _("Best of n")
         EVALUATE = "evaluate", _("Evaluation")
 
     class Status(models.TextChoices):

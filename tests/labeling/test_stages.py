@@ -141,6 +141,37 @@ def test_ppo_learns_on_training_prompts_and_evaluation_asks_the_held_out_ones(pr
     assert evaluate["prompts"].manifest["prompts"] == [held_out.pk]
 
 
+@pytest.mark.parametrize(("stage", "split"), [("grpo", "train"), ("rejection", "train"), ("best_of_n", "holdout")])
+def test_a_baseline_asks_what_its_rival_is_asked(project: Project, stage: str, split: str) -> None:
+    """Those that train learn on PPO's prompts; best of n answers those of an evaluation."""
+    make_model(project, "sft")
+    make_model(project, "reward")
+    asked = {"train": make_prompt(project), "holdout": make_prompt(project, "¿Secreto?", "holdout")}
+    frozen = freeze_inputs(start_stage(project=project, stage=stage))
+    assert frozen["prompts"].manifest["prompts"] == [asked[split].pk]
+
+
+def test_dpo_learns_the_rankings_that_the_reward_model_learns_and_is_measured_on_the_others(project: Project) -> None:
+    make_model(project, "sft")
+    for _ in range(40):
+        _rank(project)
+    dpo, reward = (freeze_inputs(start_stage(project=project, stage=stage)) for stage in ("dpo", "reward"))
+    assert set(dpo) == {"data", "val"}
+    for role in dpo:
+        assert dpo[role].manifest["rankings"] == reward[role].manifest["rankings"]
+
+
+def test_baselines_begin_where_ppo_begins(project: Project) -> None:
+    live = make_model(project, "sft", 1)
+    make_model(project, "sft", 2)
+    make_model(project, "reward")
+    make_prompt(project)
+    _rank(project)
+    promote(model=live)
+    for stage in ("ppo", "dpo", "grpo", "rejection", "best_of_n"):
+        assert start_stage(project=project, stage=stage).base == live, stage
+
+
 def test_ppo_with_demonstrations_in_its_loss_gets_them(project: Project) -> None:
     make_model(project, "sft")
     make_model(project, "reward")

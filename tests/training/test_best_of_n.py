@@ -32,7 +32,7 @@ def test_kl_of_distinct_rewards_is_the_bound_and_the_gain_is_known():
         n = row["n"]
         assert row["kl_bound"] == pytest.approx(math.log(n) - (n - 1) / n)
         assert row["kl"] == pytest.approx(row["kl_bound"], abs=0.03), n
-        assert row["reward"] == pytest.approx(n / (n + 1), abs=0.01)
+        assert row["score"] == pytest.approx(n / (n + 1), abs=0.01)
         assert row["win_rate"] == pytest.approx(n / (n + 1), abs=0.01)
         assert row["win_rate_low"] < row["win_rate"] < row["win_rate_high"]
 
@@ -40,7 +40,7 @@ def test_kl_of_distinct_rewards_is_the_bound_and_the_gain_is_known():
 def test_reward_win_rate_and_kl_rise_with_n_by_a_gold_reward():
     gold = np.random.default_rng(3).normal(size=(50, 32))
     table = measure(_pool(gold), [1, 2, 4, 8, 16], seed=1)
-    for name in ("reward", "win_rate", "kl"):
+    for name in ("score", "win_rate", "kl"):
         figures = [row[name] for row in table]
         assert figures == sorted(figures), name
         assert len(set(figures)) == 5, name

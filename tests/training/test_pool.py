@@ -31,8 +31,8 @@ def test_each_answer_has_a_seed_of_its_own_and_its_reward(tmp_path):
     assert len({tuple(answer.tokens) for answer in answers[0]}) > 1
     assert [row["step"] for row in curve(tmp_path)] == [1, 2, 3, 4]
     first = [a.reward for row in answers[:2] for a in row]
-    assert curve(tmp_path)[0]["reward"] == pytest.approx(sum(first) / 8)
-    assert curve(tmp_path)[0]["reward_best"] == pytest.approx((max(first[:4]) + max(first[4:])) / 2)
+    assert curve(tmp_path)[0]["score"] == pytest.approx(sum(first) / 8)
+    assert curve(tmp_path)[0]["score_best"] == pytest.approx((max(first[:4]) + max(first[4:])) / 2)
 
 
 def test_a_pool_that_was_torn_is_filled_to_the_same(tmp_path):

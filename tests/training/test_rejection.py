@@ -73,8 +73,8 @@ def test_it_learns_what_the_reward_model_likes(rejection_run, monkeypatch, model
     monkeypatch.setattr(rejection, "rewards_of", lambda _, answers, *__: [-float(len(a.tokens)) for a in answers])
     run_dir = rejection_run(n=8, epochs=12, kl_samples=96, learning_rate=3e-3)
     result = _run(run_dir)
-    assert result["reward_before"] < result["reward_best"]
-    assert result["reward"] > result["reward_before"] + 0.3 * (result["reward_best"] - result["reward_before"])
+    assert result["score_before"] < result["score_best"]
+    assert result["score"] > result["score_before"] + 0.3 * (result["score_best"] - result["score_before"])
     assert result["kl"] > 0
     _, _, card = load_model(run_dir / "model")
     assert (card["kind"], card["stage"], card["parent"]) == ("policy", "rejection", models["base"])

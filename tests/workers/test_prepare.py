@@ -50,6 +50,10 @@ def _config(run: Run) -> dict[str, Any]:
         ("sft", {"base": "base"}),
         ("reward", {"base": "sft"}),
         ("ppo", {"base": "sft", "reward_model": "reward"}),
+        ("dpo", {"base": "sft"}),
+        ("grpo", {"base": "sft", "reward_model": "reward"}),
+        ("rejection", {"base": "sft", "reward_model": "reward"}),
+        ("best_of_n", {"base": "sft", "reward_model": "reward"}),
         ("evaluate", {"base": "policy", "reference": "sft", "reward_model": "reward"}),
     ],
 )

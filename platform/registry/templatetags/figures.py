@@ -42,7 +42,7 @@ def run_headline(run: Run) -> list[tuple[str, str]]:
 @register.filter
 def model_headline(model: ModelVersion) -> list[tuple[str, str]]:
     stages = {"tokenizer": "tokenizer", "base": "pretrain", "sft": "sft", "reward": "reward", "policy": "ppo"}
-    return figures.headline(stages[model.kind], model.figures)
+    return figures.headline(model.run.stage if model.run else stages[model.kind], model.figures)
 
 
 @register.filter
