@@ -13,9 +13,10 @@ from training import checkpoint, data, device, optim
 from training.chat import render_example, render_prompt
 from training.checkpoints import Checkpoints
 from training.config import PPOConfig, TrainingError
+from training.device import Compute
 from training.engine import Request
 from training.model import GPT, RewardModel
-from training.ppo_update import Frozen, Judged, Learner, ppo_update
+from training.ppo_update import Frozen, Judged, Learner, Score, ppo_update
 from training.report import Report, Stopped
 from training.rollout import Demonstration
 from training.vocabulary import Tokenizer
@@ -25,10 +26,14 @@ ADAM_EPS = 1e-5  # 1e-8 makes the first steps so large that the ratio leaves its
 KEPT = ("reward", "score", "kl", "kl_k1", "entropy", "eos_share", "length")
 
 
-def run(config: PPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
-    """A policy, a reward model and prompts in, the updated policy out."""
+def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = None) -> dict[str, Any]:
+    """A policy, a reward model and prompts in, the updated policy out.
+
+    score(prompts, completions) -> one reward for each takes the reward model's place. It is an argument and no setting:
+    a name of code in a configuration would let whoever fills in a form run that code.
+    """
     started = time.monotonic()
-    learner, frozen, meta = _load(config, run_dir)
+    learner, frozen, meta = _load(config, run_dir, score)
     checkpoints = Checkpoints(run_dir, report.fence)
     done, history = _resume(checkpoints, learner)
     report.rewind(done)
@@ -58,22 +63,18 @@ def run(config: PPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     return result | {"seconds": round(time.monotonic() - started, 2)}
 
 
-def _load(config: PPOConfig, run_dir: Path) -> tuple[Learner, Frozen, dict[str, Any]]:
-    """The four networks, without dropout. Refuses a reward model of another vocabulary and prompts that do not fit."""
+def _load(config: PPOConfig, run_dir: Path, score: Score | None) -> tuple[Learner, Frozen, dict[str, Any]]:
+    """The networks, without dropout. Refuses a reward model of another vocabulary and prompts that do not fit."""
     compute = device.prepare_exact(config)
-    base, judge = data.resolve(run_dir, config.base), data.resolve(run_dir, config.reward_model)
+    base = data.resolve(run_dir, config.base)
     policy, tokenizer, _ = checkpoint.load_model(base, compute.device)
     ref_policy, _, _ = checkpoint.load_model(base, compute.device)
-    reward_model, other, card = checkpoint.load_reward_model(judge, compute.device)
-    value_model, _, _ = checkpoint.load_reward_model(judge, compute.device)
-    checkpoint.require_same_tokenizer(tokenizer, other, ("The policy", "the reward model"))
-    if config.scale_scores:
-        for model in (reward_model, value_model):
-            _scale(model, float(card.get("reward_std") or 1.0))
-    for model in (policy, ref_policy, reward_model, value_model):
+    reward_model, value_model = _judges(config, run_dir, tokenizer, compute, score)
+    for model in (policy, ref_policy, value_model):
         model.eval()
-    for model in (ref_policy, reward_model):
-        model.requires_grad_(False)
+    ref_policy.requires_grad_(False)
+    if reward_model is not None:
+        reward_model.eval().requires_grad_(False)
     learner = Learner(
         policy,
         value_model,
@@ -81,12 +82,34 @@ def _load(config: PPOConfig, run_dir: Path) -> tuple[Learner, Frozen, dict[str, 
         _adamw(value_model, config.value_learning_rate, config),
         config.kl_coef,
     )
-    room = min(policy.config.n_positions, reward_model.config.n_positions)
+    room = min(policy.config.n_positions, value_model.config.n_positions)
     prompts, skipped = read_prompts(data.resolve(run_dir, config.prompts), tokenizer, room, config.max_new_tokens)
     ids = [ids for _, ids in prompts]
     examples = _demonstrations(config, run_dir, tokenizer, policy.config.n_positions)
     meta = {"parent": config.base, "reward_model": config.reward_model}
-    return learner, Frozen(ref_policy, reward_model, tokenizer, ids, compute, examples, skipped), meta
+    return learner, Frozen(ref_policy, reward_model, tokenizer, ids, compute, examples, skipped, score), meta
+
+
+def _judges(
+    config: PPOConfig, run_dir: Path, tokenizer: Tokenizer, compute: Compute, score: Score | None
+) -> tuple[RewardModel | None, RewardModel]:
+    """The reward model, and the value model that begins as a copy of it.
+
+    Where a function scores and there is no reward model, the value model begins as the policy with a head of zeros.
+    """
+    if score is not None and not config.reward_model:
+        trunk, _, _ = checkpoint.load_model(data.resolve(run_dir, config.base), compute.device)
+        value_model = RewardModel(trunk).to(compute.device)
+        value_model.head.weight.data.zero_()
+        return None, value_model
+    judge = data.resolve(run_dir, config.reward_model)
+    reward_model, other, card = checkpoint.load_reward_model(judge, compute.device)
+    value_model, _, _ = checkpoint.load_reward_model(judge, compute.device)
+    checkpoint.require_same_tokenizer(tokenizer, other, ("The policy", "the reward model"))
+    if config.scale_scores and score is None:
+        for model in (reward_model, value_model):
+            _scale(model, float(card.get("reward_std") or 1.0))
+    return reward_model, value_model
 
 
 def _demonstrations(config: PPOConfig, run_dir: Path, tokenizer: Tokenizer, context: int) -> list[Demonstration]:

@@ -6,6 +6,7 @@ What learns is in `Learner`, what is only read in `Frozen`; dropout is off in al
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,10 +28,12 @@ from training.rollout import (
     padded,
     prompts_of_update,
     scores,
+    settled,
 )
 from training.vocabulary import Tokenizer
 
 RATIO_TOLERANCE = 1e-6
+Score = Callable[[list[str], list[str]], Sequence[float]]  # (prompts, completions) -> rewards
 
 
 @dataclass
@@ -49,12 +52,13 @@ class Frozen:
     """What an update only reads."""
 
     ref_policy: GPT
-    reward_model: RewardModel
+    reward_model: RewardModel | None  # None: `score` judges
     tokenizer: Tokenizer
     prompts: list[list[int]]
     compute: Compute
     demonstrations: list[Demonstration] = field(default_factory=list)
     skipped: int = 0  # prompts too long to use
+    score: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def ppo_update(
     requests = _sample_answers(learner.policy, frozen, config, update)
     episodes = Episodes.of(requests, frozen.tokenizer.pad_id, learner.policy.device)
     parts = [_parts(config, update, epoch) for epoch in range(config.epochs)]
-    judged = judge(learner, frozen, config, episodes, parts[0])
+    judged = judge(learner, frozen, config, episodes, parts[0], _given_scores(frozen, requests))
     _check_start(judged, update)
     figures = _learn(learner, frozen, config, judged, parts, update)
     figures |= describe(judged, learner.kl_coef, requests)
@@ -116,9 +120,28 @@ def _parts(config: PPOConfig, update: int, epoch: int) -> list[Tensor]:
     return list(torch.from_numpy(order).chunk(config.minibatches))
 
 
+def _given_scores(frozen: Frozen, requests: list[Request]) -> Tensor | None:
+    """(B,) what a Python function says of the answers, if one scores this run."""
+    if frozen.score is None:
+        return None
+    special = set(frozen.tokenizer.special.values())
+    prompts = [frozen.tokenizer.decode(i for i in r.prompt_ids if i not in special) for r in requests]
+    given = torch.tensor(list(frozen.score(prompts, [r.text for r in requests])), dtype=torch.float32)
+    if given.shape != (len(requests),):
+        raise TrainingError(f"score gave {given.numel()} rewards for {len(requests)} answers: return one for each.")
+    return given.to(frozen.compute.device)
+
+
 @torch.no_grad()
-def judge(learner: Learner, frozen: Frozen, config: PPOConfig, episodes: Episodes, parts: list[Tensor]) -> Judged:
-    """All that must be known before the first gradient.
+def judge(
+    learner: Learner,
+    frozen: Frozen,
+    config: PPOConfig,
+    episodes: Episodes,
+    parts: list[Tensor],
+    given: Tensor | None = None,
+) -> Judged:
+    """All that must be known before the first gradient; `given` (B,) are scores that no reward model need read.
 
     Old log-probabilities are computed in the very minibatches of the first epoch: the same shapes give the same
     roundings, so the first ratio is 1 and not almost 1.
@@ -135,13 +158,11 @@ def judge(learner: Learner, frozen: Frozen, config: PPOConfig, episodes: Episode
         ref = completion_logprobs(frozen.ref_policy, part, config.temperature, compute)[0]
         ref_logprobs[index, :width] = padded(ref, part.mask)
         values[index, :width] = padded(completion_values(learner.value_model, part, compute), part.mask)
-        raw[index] = scores(
-            frozen.reward_model,
-            part,
-            compute,
-            missing_eos_penalty=config.missing_eos_penalty,
-            score_clip=config.score_clip,
-        )
+        limits = {"missing_eos_penalty": config.missing_eos_penalty, "score_clip": config.score_clip}
+        if given is None:
+            raw[index] = scores(frozen.reward_model, part, compute, **limits)
+        else:
+            raw[index] = settled(given[index], part.ended, **limits)
     rewards = adv.token_rewards(logprobs - ref_logprobs, raw, episodes.mask, learner.kl_coef)
     if config.whiten_rewards:
         rewards = adv.whiten(rewards, episodes.mask, shift_mean=False)

@@ -100,9 +100,14 @@ def scores(
     """
     with compute.autocast():
         raw = reward_model.score(episodes.tokens, episodes.lengths - 1)
+    return settled(raw, episodes.ended, missing_eos_penalty=missing_eos_penalty, score_clip=score_clip)
+
+
+def settled(raw: Tensor, ended: Tensor, *, missing_eos_penalty: float, score_clip: float) -> Tensor:
+    """(B,) scores after the limit and the penalty, wherever they come from."""
     if score_clip > 0:
         raw = raw.clamp(-score_clip, score_clip)
-    return torch.where(episodes.ended, raw, -missing_eos_penalty)
+    return torch.where(ended, raw, -missing_eos_penalty)
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -129,7 +129,8 @@ def test_a_nan_stops_the_run_with_a_sentence(world):
     learner, frozen = world
     with torch.no_grad():
         frozen.reward_model.head.weight.fill_(float("nan"))
-        learner.policy.wte.weight[EOS] += 5  # so that answers end and are scored
+        for model in (learner.policy, frozen.ref_policy):
+            model.ln_f.bias.add_(model.wte.weight[EOS])  # answers end and are scored
     with pytest.raises(TrainingError, match=r"is nan at update 1: lower learning_rate"):
         ppo_update(learner, frozen, _config(max_new_tokens=40), 0)
 
@@ -238,6 +239,26 @@ def test_kl_coef_adapts_towards_its_target(world):
     assert learner.kl_coef == pytest.approx(0.05 * (1 - 0.2 * 8 / 80))  # the KL was 0: below target, so cheaper
 
 
+def test_a_python_function_may_score_instead_of_a_reward_model(ppo_run, tok):
+    run_dir = ppo_run(reward_model="", updates=3)
+    seen = []
+
+    def score(prompts, completions):
+        seen.extend(zip(prompts, completions, strict=True))
+        return [0.25] * len(prompts)
+
+    settings = json.loads((run_dir / "config.json").read_text())
+    ppo.run(PPOConfig(**settings), run_dir, Report(run_dir), score)
+    assert len(seen) == 24
+    assert {prompt for prompt, _ in seen} <= {f"pan {i}" for i in range(10)}
+    rows = rows_of(run_dir / "samples.jsonl")
+    assert [(row["prompt"], row["text"]) for row in rows if row["step"] == 1] == seen[:4]
+    assert json.loads((run_dir / "model" / "bucle.json").read_text())["kind"] == "policy"
+    other = ppo_run("other", reward_model="")
+    with pytest.raises(TrainingError, match="score gave 1 rewards for 8 answers"):
+        ppo.run(PPOConfig(**settings), other, Report(other), lambda *_: [1.0])
+
+
 def test_every_pass_takes_each_prompt_once():
     taken = [i for update in range(5) for i in rollout.prompts_of_update(10, update, 4, seed=3)]
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
@@ -257,7 +278,8 @@ class _Arms:
         return b""
 
 
-def test_bandit_converges_to_the_closed_form_optimum(monkeypatch):
+@pytest.mark.parametrize("seed", [1, 2])
+def test_bandit_converges_to_the_closed_form_optimum(monkeypatch, seed):
     """One token, eight arms: the best policy is softmax(log ref + r / kl_coef) (Ziegler et al. 2019, eq. 2)."""
     arms = torch.tensor([0.0, 0.9, -0.6, 0.3, -1.2, 0.6, 0.0, -0.3])
     config = ModelConfig(vocab_size=8, n_positions=4, n_embd=16, n_layer=1, n_head=2)
@@ -268,8 +290,8 @@ def test_bandit_converges_to_the_closed_form_optimum(monkeypatch):
     ref.load_state_dict(policy.state_dict())
     monkeypatch.setattr(update_module, "scores", lambda _, part, *a, **k: arms[part.tokens[:, 1]])
     settings = _config(
-        batch_size=256, minibatches=2, epochs=2, max_new_tokens=1, kl_coef=0.5, updates=120, learning_rate=0.01,
-        value_learning_rate=0.02, cliprange_value=0.0,
+        batch_size=512, minibatches=2, epochs=2, max_new_tokens=1, kl_coef=0.5, updates=120, learning_rate=0.01,
+        value_learning_rate=0.02, cliprange_value=0.0, seed=seed,
     )  # fmt: skip
     learner = _learner(policy, RewardModel(GPT(config)).eval(), kl_coef=0.5)
     frozen = Frozen(ref, RewardModel(GPT(config)).eval(), _Arms(), [[0]], CPU)  # type: ignore[arg-type]
@@ -283,7 +305,7 @@ def test_bandit_converges_to_the_closed_form_optimum(monkeypatch):
     best = (distribution(ref).log() + arms / 0.5).softmax(-1)
     distance = 0.5 * (distribution(policy) - best).abs().sum()
     assert 0.5 * (distribution(ref) - best).abs().sum() > 0.3
-    assert distance < 0.05, (distribution(policy), best)
+    assert distance < 0.02, (distribution(policy), best)
 
 
 # Whole runs
@@ -346,8 +368,8 @@ def test_a_kl_budget_ends_the_run_and_says_so(ppo_run):
 def test_scores_are_divided_by_the_reward_models_spread(ppo_run, reward_dir):
     run_dir = ppo_run()
     settings = json.loads((run_dir / "config.json").read_text())
-    raw = ppo._load(parse("ppo", {**settings, "scale_scores": False}), run_dir)[1].reward_model
-    scaled = ppo._load(parse("ppo", settings), run_dir)[1].reward_model
+    raw = ppo._load(parse("ppo", {**settings, "scale_scores": False}), run_dir, None)[1].reward_model
+    scaled = ppo._load(parse("ppo", settings), run_dir, None)[1].reward_model
     tokens, at = torch.tensor([[1, 2, 3]]), torch.tensor([2])
     assert scaled.score(tokens, at).item() == pytest.approx(2 * raw.score(tokens, at).item(), abs=1e-5)
 
