@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-KINDS = ("training",)
+KINDS = ("training", "ppo", "walks")
 EXPERIMENTS = ("curves", "reward_models", "pairing")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from training import checkpoint, data, device, optim
+from training import checkpoint, data, device, monitors, optim
 from training.chat import render_example, render_prompt
 from training.checkpoints import Checkpoints
 from training.config import PPOConfig, TrainingError
@@ -35,7 +35,8 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
     started = time.monotonic()
     learner, frozen, meta = _load(config, run_dir, score)
     checkpoints = Checkpoints(run_dir, report.fence)
-    done, history = _resume(checkpoints, learner)
+    checksum = monitors.checksum(frozen.ref_policy, frozen.reward_model)
+    done, history = _resume(checkpoints, learner, checksum)
     report.rewind(done)
     over_budget = bool(history) and 0 < config.kl_budget < history[-1]["kl"]
     while done < config.updates and not over_budget:
@@ -43,6 +44,8 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
         figures, requests, judged = ppo_update(learner, frozen, config, done)
         done += 1
         history.append({name: figures[name] for name in KEPT})
+        monitors.frozen(checksum, monitors.checksum(frozen.ref_policy, frozen.reward_model))
+        monitors.answers(history, config.batch_size)
         # What was over budget is the policy that wrote these answers; the update just taken goes no further.
         over_budget = 0 < config.kl_budget < figures["kl"]
         last = done == config.updates or over_budget
@@ -52,7 +55,7 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
         if config.sample_every and (done % config.sample_every == 0 or done == 1 or last):
             _sample(report, done, frozen, requests, judged)
         if checkpoints.due(done, config.checkpoint_every) or last or report.stopping:
-            checkpoints.save(done, _tensors(learner), {"kl_coef": learner.kl_coef, "history": history})
+            checkpoints.save(done, _tensors(learner), _state(learner, checksum, history))
         if report.stopping and not last:
             raise Stopped(done)
     report.fence()
@@ -157,12 +160,17 @@ def _tensors(learner: Learner) -> dict[str, torch.Tensor]:
     )
 
 
-def _resume(checkpoints: Checkpoints, learner: Learner) -> tuple[int, list[dict[str, float]]]:
+def _state(learner: Learner, checksum: int, history: list[dict[str, float]]) -> dict[str, Any]:
+    return {"kl_coef": learner.kl_coef, "frozen": checksum, "history": history}
+
+
+def _resume(checkpoints: Checkpoints, learner: Learner, checksum: int) -> tuple[int, list[dict[str, float]]]:
     """Updates done and their figures; everything that changes from update to update is put back."""
     saved = checkpoints.latest()
     if saved is None:
         return 0, []
     done, tensors, state = saved
+    monitors.frozen(state.get("frozen", checksum), checksum)
     optim.load_state_tensors(learner.policy, learner.policy_optimizer, tensors, "policy.")
     optim.load_state_tensors(learner.value_model, learner.value_optimizer, tensors, "value.")
     learner.kl_coef = state["kl_coef"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import chat, checkpoint, data, device, optim
+from training import chat, checkpoint, data, device, monitors, optim
 from training.checkpoints import Checkpoints
 from training.config import SFTConfig, TrainingError
 from training.device import Compute
@@ -33,6 +33,7 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     model, tok, _ = checkpoint.load_model(data.resolve(run_dir, config.base), compute.device)
     model.eval()
     train, val, skipped = load_examples(config, run_dir, tok, model.config.n_positions)
+    monitors.learned_ends(sum(e.mask[-1] == 1 and e.ids[-1] == tok.eos_id for e in train), len(train))
     steps = config.epochs * math.ceil(len(train) / config.batch_size)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
     checkpoints = Checkpoints(run_dir, report.fence)
@@ -47,11 +48,14 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     while step < steps:
         last = step + 1 == steps
         inputs, targets = step_batch(train, config, tok, step)
+        learned, read = int((targets >= 0).sum()), int((inputs != tok.pad_id).sum())
+        monitors.learned_share(learned, read)
         with pace.of(inputs.numel()):
             rate, loss, norm = learn(model, optimizer, inputs, targets, config, compute, step, steps)
             step += 1
             if step % config.log_every == 0 or last:
                 figures = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
+                figures["learned_share"] = learned / read
                 optim.require_finite(figures["loss"], step, config.learning_rate)
         if figures:
             figures["tokens_per_s"] = pace.lap()
@@ -131,6 +135,7 @@ def learn(
     loss = token_loss(model, inputs.to(compute.device), targets.to(compute.device), compute) / learned
     loss.backward()
     norm = optim.clip(model, config.grad_clip)
+    monitors.gradient(float(norm), f"at step {step + 1}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return rate, loss.detach(), norm

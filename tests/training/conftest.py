@@ -23,7 +23,8 @@ from training.vocabulary import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 GOODS = ["pan", "queso", "miel", "bread", "cheese", "honey"]
-CLOCKS = ("tokens_per_s", "seconds", "samples_per_s")  # keys that may differ between two equal runs
+# Keys that may differ between two equal runs.
+CLOCKS = ("tokens_per_s", "seconds", "samples_per_s", "seconds_rollout", "seconds_scoring", "seconds_update")
 
 torch.set_num_threads(1)
 
