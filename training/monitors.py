@@ -89,13 +89,15 @@ def answers(history: Sequence[dict[str, Any]], batch_size: int) -> None:
         )
 
 
-def learned_share(learned: int, tokens: int) -> None:
-    """Of the tokens of a batch some are learned, and never all: those of a prompt are not."""
-    if not 0 < learned < tokens:
+def learned_tokens(targets: Tensor) -> int:
+    """How many of the targets (B, T) are learned (not -1): some, and none where a row begins, which is in a prompt."""
+    learned, begins = int((targets >= 0).sum()), int((targets[:, 0] >= 0).sum())
+    if not learned or begins:
         raise TrainingError(
-            f"{learned} of {tokens} tokens of a batch are learned: the mask of the answers is lost; "
-            "check that every row has an instruction and a response."
+            f"A batch learns {learned} tokens, {begins} of them where a row begins with its prompt: the mask of the "
+            "answers is lost; check that every row has an instruction and a response."
         )
+    return learned
 
 
 def learned_ends(ends: int, answers: int) -> None:

@@ -89,12 +89,13 @@ def ppo_update(
     judged = judge(learner, frozen, config, episodes, parts[0], _given_scores(frozen, requests))
     if update == 0:
         monitors.same_policy((judged.logprobs - judged.ref_logprobs).abs().max().item())
-    scored = time.perf_counter()
-    figures = _learn(learner, frozen, config, judged, parts, update)
-    learned = time.perf_counter()
-    figures |= describe(judged, learner.kl_coef, requests)
-    monitors.finite(figures, update)
+    described = describe(judged, learner.kl_coef, requests)
+    monitors.finite(described, update)
     monitors.kl(*per_answer_kl(judged), update)
+    scored = time.perf_counter()
+    figures = described | _learn(learner, frozen, config, judged, parts, update)
+    learned = time.perf_counter()
+    monitors.finite(figures, update)
     learner.kl_coef = adv.next_kl_coef(
         learner.kl_coef,
         figures["kl_k1"],

@@ -48,14 +48,13 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     while step < steps:
         last = step + 1 == steps
         inputs, targets = step_batch(train, config, tok, step)
-        learned, read = int((targets >= 0).sum()), int((inputs != tok.pad_id).sum())
-        monitors.learned_share(learned, read)
+        learned = monitors.learned_tokens(targets)
         with pace.of(inputs.numel()):
             rate, loss, norm = learn(model, optimizer, inputs, targets, config, compute, step, steps)
             step += 1
             if step % config.log_every == 0 or last:
                 figures = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
-                figures["learned_share"] = learned / read
+                figures["learned_share"] = learned / int((inputs != tok.pad_id).sum())
                 optim.require_finite(figures["loss"], step, config.learning_rate)
         if figures:
             figures["tokens_per_s"] = pace.lap()

@@ -182,6 +182,18 @@ def test_target_kl_ends_the_policys_passes_of_an_update(world):
     assert held["approx_kl"] < free["approx_kl"]
 
 
+def test_returns_are_taken_before_the_advantages_are_whitened(world):
+    """Without KL and with lambda 1 every state of an answer returns the answer's score."""
+    learner, frozen = world
+    judged = ppo_update(learner, frozen, _config(lam=1.0, missing_eos_penalty=2.5), 0)[2]
+    on = judged.episodes.mask.bool()
+    expected = judged.scores[:, None].expand_as(judged.returns)[on]
+    assert torch.allclose(judged.returns[on], expected, atol=1e-5)
+    plain = (expected - judged.values[on]).double()
+    white = (plain - plain.mean()) / plain.var(unbiased=False).sqrt()
+    assert torch.allclose(judged.advantages[on].double(), white, atol=1e-4)
+
+
 def test_demonstrations_hold_the_policy_where_they_are(world):
     learner, frozen = world
     shown = [([1, 2, 70, 71, EOS], [0, 0, 1, 1, 1])] * 3
@@ -363,6 +375,16 @@ def test_a_kl_budget_ends_the_run_and_says_so(ppo_run):
     result = _run(run_dir)
     assert result["stopped_by_kl_budget"]
     assert result["updates"] == 2  # the first update's answers still come from the base
+
+
+def test_the_value_model_begins_as_the_reward_model_and_only_it_learns(ppo_run):
+    run_dir = ppo_run()
+    learner, frozen, _ = ppo._load(parse("ppo", json.loads((run_dir / "config.json").read_text())), run_dir, None)
+    theirs = frozen.reward_model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in learner.value_model.state_dict().items())
+    assert learner.value_model is not frozen.reward_model
+    assert all(p.requires_grad for p in learner.value_model.parameters())
+    assert not any(p.requires_grad for model in (frozen.reward_model, frozen.ref_policy) for p in model.parameters())
 
 
 def test_scores_are_divided_by_the_reward_models_spread(ppo_run, reward_dir):

@@ -110,6 +110,23 @@ def test_the_score_is_read_at_eos_and_padding_changes_nothing():
     assert abs(first[-2].item() - alone[0]) > 1e-4
 
 
+def test_padding_on_the_left_moves_no_reward():
+    """As the field's generators pad: positions begin at the text, which does not see its padding."""
+    tok = make_tokenizer()
+    model = make_reward_model(tok)
+    rng = random.Random(0)
+    examples = [[rng.randrange(256) for _ in range(rng.randint(2, 50))] + [tok.eos_id] for _ in range(40)]
+    longest = max(map(len, examples))
+    tokens = torch.tensor([[tok.pad_id] * (longest - len(ids)) + ids for ids in examples])
+    text = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in examples])
+    with torch.no_grad():
+        hidden = model.trunk(tokens, positions=(text.cumsum(1) - 1).clamp(min=0), documents=text)
+        left = model.head(hidden[:, -1]).squeeze(-1) + model.bias
+    right = reward.score_all(model, examples, tok.pad_id, CPU)
+    assert left.tolist() == pytest.approx(right, abs=1e-4)
+    assert max(right) - min(right) > 0.5
+
+
 def test_one_row_of_k_weighs_as_much_as_one_of_two(reward_run, base_dir):
     """The loss of a step is the mean over rankings of the mean over their pairs."""
     _, tok, _ = load_model(base_dir)
