@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from labeling.views import data, home, overview, playground, rounds, stages, tasks
+from labeling.views import compare, data, home, overview, playground, rounds, stages, tasks
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -18,6 +18,8 @@ urlpatterns = [
     path("p/<slug:slug>/data/export/<slug:kind>.<slug:format>", data.data_export, name="data_export"),
     path("p/<slug:slug>/data/<int:pk>/weight/", data.data_weight, name="data_weight"),
     path("p/<slug:slug>/runs/new/<slug:stage>/", stages.run_new, name="run_new"),
+    path("p/<slug:slug>/compare/", compare.compare, name="compare"),
+    path("p/<slug:slug>/compare/evaluate/", compare.compare_evaluate, name="compare_evaluate"),
     path("p/<slug:slug>/rounds/", rounds.rounds, name="rounds"),
     path("p/<slug:slug>/rounds/new/", rounds.round_new, name="round_new"),
     path("p/<slug:slug>/rounds/<int:number>/", rounds.round, name="round"),

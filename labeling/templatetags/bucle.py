@@ -27,6 +27,7 @@ PAGES: list[tuple[str, Any, str, set[str], frozenset[str]]] = [
     ("data", _("Data"), "data", {"data"}, MANAGERS),
     ("runs", _("Runs"), "runs", {"runs", "run", "run_new"}, MANAGERS),
     ("models", _("Models"), "models", {"models", "model"}, MANAGERS),
+    ("compare", _("Compare"), "compare", {"compare"}, MANAGERS),
     ("rounds", _("Rounds"), "rounds", {"rounds", "round", "round_new"}, MANAGERS),
     ("playground", _("Playground"), "playground", {"playground"}, MANAGERS),
     ("members", _("Members"), "members", {"members"}, MANAGERS),

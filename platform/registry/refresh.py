@@ -23,10 +23,17 @@ def part(
     seen = hashlib.sha256(TOKEN.sub("", inner).encode()).hexdigest()[:16]
     wrapped = render_to_string(
         "registry/_live.html",
-        {"inner": mark_safe(inner), "seen": seen, "every": every, "lasting": lasting, "here": request.path},  # noqa: S308
+        {"inner": mark_safe(inner), "seen": seen, "every": every, "lasting": lasting, "here": _here(request)},  # noqa: S308
         request,
     )
     return mark_safe(wrapped)  # noqa: S308 (both come from templates that escape)
+
+
+def _here(request: HttpRequest) -> str:
+    """This page with its own choices in the address, ready for one more."""
+    chosen = request.GET.copy()
+    chosen.pop("seen", None)
+    return f"{request.path}?{chosen.urlencode()}&" if chosen else f"{request.path}?"
 
 
 def page(request: MemberRequest, template: str, live: SafeString, context: dict[str, Any]) -> HttpResponse:

@@ -1,0 +1,60 @@
+// Reward and win rate over the square root of the KL: a point a policy, best of n as a line.
+(() => {
+  const lang = document.documentElement.lang;
+  const number = new Intl.NumberFormat(lang, { maximumSignificantDigits: 3 });
+  const share = new Intl.NumberFormat(lang, { style: "percent", maximumFractionDigits: 1 });
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const written = (shown, value) => (value === null || value === undefined ? "" : shown.format(value));
+  let plots = [];
+
+  const rowsOf = (data, key) => {
+    const xs = [...new Set(data.series.flatMap((s) => s.points.map((p) => p.kl)))].sort((a, b) => a - b);
+    return [xs, ...data.series.map((s) => xs.map((x) => s.points.find((p) => p.kl === x)?.[key] ?? null))];
+  };
+
+  const draw = (data, chart, room) => {
+    const shown = chart.percent ? share : number;
+    const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
+    const series = data.series.map((s, place) => {
+      const stroke = colour(`--series-${(place % 6) + 1}`);
+      return { label: s.label, stroke, fill: undefined, width: s.points.length > 1 ? 2 : 0, spanGaps: true, points: { show: true, size: 9, width: 2, stroke, fill: stroke }, value: (_plot, value) => written(shown, value) };
+    });
+    const labels = { label: data.across, labelSize: 22, labelFont: "13px sans-serif" };
+    const rows = rowsOf(data, chart.key);
+    const far = rows[0][rows[0].length - 1] || 1;
+    const options = {
+      width: room.clientWidth,
+      height: 300,
+      cursor: { drag: { x: false, y: false }, points: { size: 10 } },
+      scales: { x: { time: false, range: [-0.04 * far, 1.06 * far] } },
+      axes: [{ ...axis, ...labels, values: (_plot, ticks) => ticks.map((t) => number.format(t)) }, { ...axis, size: 58, values: (_plot, ticks) => ticks.map((t) => shown.format(t)) }],
+      series: [{ label: "√KL", value: (_plot, value) => written(number, value) }, ...series],
+    };
+    plots.push({ plot: new uPlot(options, rows, room), room });
+  };
+
+  const drawAll = () => {
+    plots.forEach(({ plot }) => plot.destroy());
+    plots = [];
+    const place = document.querySelector("[data-compare]");
+    if (!place) return;
+    const data = JSON.parse(document.getElementById("compare-data").textContent);
+    place.replaceChildren();
+    if (data.series.length < 2) return;
+    data.charts.forEach((chart) => {
+      const box = document.createElement("section");
+      const title = document.createElement("h2");
+      const room = document.createElement("div");
+      box.className = "panel chart";
+      title.textContent = chart.title;
+      box.append(title, room);
+      place.append(box);
+      draw(data, chart, room);
+    });
+  };
+
+  drawAll();
+  document.addEventListener("bucle:theme", drawAll);
+  document.addEventListener("htmx:afterSwap", drawAll);
+  addEventListener("resize", () => plots.forEach(({ plot, room }) => plot.setSize({ width: room.clientWidth, height: 300 })));
+})();
