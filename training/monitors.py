@@ -17,6 +17,7 @@ from training.config import TrainingError
 
 RATIO = 1e-6  # the first ratio of an update against 1, and policy against reference before the first update
 GRADIENT = 1e4  # healthy norms lie between 0.01 and 100
+SAMPLER = {False: 1e-3, True: 0.1}  # nats between sampler and trainer in fp32 and, by its roundings, in bf16
 SURE = 5  # standard errors below 0 at which an estimated KL is no accident
 RECENT = 5  # updates whose mean is compared with the first one's
 SILENT = 256  # answers in a row without a single EOS
@@ -60,6 +61,16 @@ def kl(k1: Tensor, k3: Tensor, update: int) -> None:
             f"The mean KL from the reference is {k1.mean():.3g} at update {update + 1} and cannot be below 0: the "
             "answers were not sampled from the policy that is scored; sample without top-k and top-p, at the trainer's "
             "temperature."
+        )
+
+
+def sampler(gap: float, bf16: bool) -> None:
+    """Sampler and trainer give the sampled tokens the same log-probabilities; `gap` is the mean difference in nats."""
+    limit = SAMPLER[bf16]
+    if not gap <= limit:
+        raise TrainingError(
+            f"The sampler's log-probabilities are {gap:.2g} nats from the trainer's (at most {limit:g} is allowed): "
+            "they differ in temperature or weights" + ("; run again with precision fp32." if bf16 else "; start again.")
         )
 
 

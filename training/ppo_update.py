@@ -92,6 +92,7 @@ def ppo_update(
     described = describe(judged, learner.kl_coef, requests)
     monitors.finite(described, update)
     monitors.kl(*per_answer_kl(judged), update)
+    monitors.sampler(sampler_gaps(judged, requests).mean().item(), frozen.compute.bf16)
     scored = time.perf_counter()
     figures = described | _learn(learner, frozen, config, judged, parts, update)
     learned = time.perf_counter()
@@ -287,14 +288,20 @@ def per_answer_kl(judged: Judged) -> tuple[Tensor, Tensor]:
     return k1.sum(1), (adv.k3(judged.logprobs, judged.ref_logprobs) * mask).sum(1)
 
 
+def sampler_gaps(judged: Judged, requests: list[Request]) -> Tensor:
+    """(n,) nats between what the sampler and the trainer say of each sampled token."""
+    mask = judged.episodes.mask
+    # Masked states lie row after row, in the order in which the engine wrote the tokens.
+    sampled = torch.tensor([p for r in requests for p in r.logprobs], device=mask.device)
+    return (judged.logprobs[mask.bool()] - sampled).abs()
+
+
 def describe(judged: Judged, kl_coef: float, requests: list[Request]) -> dict[str, float]:
     """What an update sampled, per answer. kl is Schulman's k3 (never negative); kl_k1 is what rewards paid."""
     mask = judged.episodes.mask
     rows = mask.shape[0]
     k1, k3 = (estimate.mean() for estimate in per_answer_kl(judged))
     score = judged.scores.mean()
-    # Masked states lie row after row, in the order in which the engine wrote the tokens.
-    sampled = torch.tensor([p for r in requests for p in r.logprobs], device=mask.device)
     return {
         "reward": (score - kl_coef * k1).item(),
         "score": score.item(),
@@ -305,5 +312,5 @@ def describe(judged: Judged, kl_coef: float, requests: list[Request]) -> dict[st
         "eos_share": judged.episodes.ended.float().mean().item(),
         "length": mask.sum().item() / rows,
         "learned_share": (mask.sum() / judged.episodes.lengths.sum()).item(),
-        "sampler_gap": (judged.logprobs[mask.bool()] - sampled).abs().max().item(),
+        "sampler_gap": sampler_gaps(judged, requests).max().item(),
     }

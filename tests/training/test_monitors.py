@@ -69,6 +69,17 @@ def test_answers_of_another_policy_stop_ppo(world, monkeypatch):
         ppo_update(learner, frozen, _config(batch_size=64), 5)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_sampler_of_another_temperature_stops_ppo(world, monkeypatch, bf16):
+    learner, frozen = world
+    frozen = replace(frozen, compute=replace(CPU, bf16=bf16))
+    ppo_update(learner, frozen, _config(), 0)
+    honest = update_module.generate
+    monkeypatch.setattr(update_module, "generate", lambda *a, **k: honest(*a, **{**k, "temperature": 0.5}))
+    with pytest.raises(TrainingError, match=r"sampler's log-probabilities are .* nats from the trainer's"):
+        ppo_update(learner, frozen, _config(), 1)
+
+
 # Answers
 
 
