@@ -24,6 +24,8 @@ FIGURES: dict[str, tuple[str | Promise, str]] = {
     "lr": (_("Learning rate"), NUMBER),
     "learning_rate": (_("Learning rate"), NUMBER),
     "grad_norm": (_("Gradient norm"), NUMBER),
+    "value_grad_norm": (_("Gradient norm of the value model"), NUMBER),
+    "learned_share": (_("Tokens that are learned"), PERCENT),
     "tokens": (_("Tokens"), COUNT),
     "tokens_per_s": (_("Tokens per second"), RATE),
     "samples_per_s": (_("Samples per second"), RATE),
@@ -39,6 +41,7 @@ FIGURES: dict[str, tuple[str | Promise, str]] = {
     "val_pairs": (_("Held-out pairs"), COUNT),
     "comparisons": (_("Comparisons"), COUNT),
     "length_baseline": (_("Accuracy of “the longer answer wins”"), PERCENT),
+    "calibration_error": (_("Calibration error"), PERCENT),
     "mean_on_demonstrations": (_("Mean reward of demonstrations"), NUMBER),
     "reward_std": (_("Spread of rewards"), NUMBER),
     "reward": (_("Reward with KL price"), NUMBER),
@@ -79,6 +82,9 @@ FIGURES: dict[str, tuple[str | Promise, str]] = {
     "kl_k1": (_("KL, the estimate that is charged"), NUMBER),
     "stopped_by_kl_budget": (_("Ended by its KL budget"), NUMBER),
     "sampler_gap": (_("Sampler against trainer, log-probabilities"), NUMBER),
+    "seconds_rollout": (_("Seconds of sampling"), NUMBER),
+    "seconds_scoring": (_("Seconds of scoring"), NUMBER),
+    "seconds_update": (_("Seconds of learning"), NUMBER),
     "rankings": (_("Rankings"), COUNT),
     "train_pairs": (_("Comparisons learned from"), COUNT),
     "rows": (_("Rows learned from"), COUNT),
@@ -142,6 +148,7 @@ CURVES = [
     Curve(["clipfrac"], _("Share of clipped steps"), main=False),
     Curve(["approx_kl"], _("Approximate KL of a step"), main=False),
     Curve(["kl_coef"], _("Price of KL"), main=False),
+    Curve(["seconds_rollout", "seconds_scoring", "seconds_update"], _("Seconds of an update"), main=False),
 ]
 
 
