@@ -21,7 +21,6 @@ from torch import Tensor
 from training import advantages as adv
 from training import checkpoint, data, device, monitors, optim
 from training.checkpoints import Checkpoints
-from training.config import TrainingError
 from training.config_baselines import GRPOConfig
 from training.device import Compute
 from training.engine import Request, generate
@@ -127,10 +126,13 @@ def grpo_update(
 ) -> tuple[dict[str, float], list[Request], Judged]:
     """One round of sampling and learning; everything random in it depends on (seed, update) alone."""
     torch.manual_seed(optim.step_seed(config.seed, update))
+    began = time.perf_counter()
     requests = _sample_answers(policy, frozen, config, update)
+    sampled = time.perf_counter()
     episodes = Episodes.of(requests, frozen.tokenizer.pad_id, policy.device)
     parts = [_parts(config, update, epoch) for epoch in range(config.epochs)]
     judged = judge(policy, frozen, config, episodes, parts[0])
+    scored = time.perf_counter()
     left = 1 - update / config.updates
     warm = min(1.0, (update + 1) / (config.warmup_steps + 1))
     rate = config.learning_rate * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
@@ -142,11 +144,9 @@ def grpo_update(
             figures.setdefault(name, []).append(figure)
     means = {name: math.fsum(seen) / len(seen) for name, seen in figures.items()} | {"lr": rate}
     means |= _describe(judged, config, requests)
-    if broken := [name for name, figure in means.items() if not math.isfinite(figure)]:
-        raise TrainingError(
-            f"{broken[0]} is {means[broken[0]]} at update {update + 1}: lower learning_rate or raise kl_coef."
-        )
-    return means, requests, judged
+    monitors.finite(means, update)
+    phases = {"rollout": sampled - began, "scoring": scored - sampled, "update": time.perf_counter() - scored}
+    return means | {f"seconds_{name}": round(took, 3) for name, took in phases.items()}, requests, judged
 
 
 def _sample_answers(policy: GPT, frozen: Frozen, config: GRPOConfig, update: int) -> list[Request]:

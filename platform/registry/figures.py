@@ -149,6 +149,7 @@ CURVES = [
     Curve(["approx_kl"], _("Approximate KL of a step"), main=False),
     Curve(["kl_coef"], _("Price of KL"), main=False),
     Curve(["seconds_rollout", "seconds_scoring", "seconds_update"], _("Seconds of an update"), main=False),
+    Curve(["sampler_gap"], _("Sampler against trainer, log-probabilities"), main=False),
 ]
 
 

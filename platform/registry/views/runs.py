@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.models import Role
 from accounts.permissions import MemberRequest, role_required
-from registry import figures, refresh, sse
+from registry import figures, refresh, reports, sse
 from registry.health import missing_queues
 from registry.models import Run
 from registry.news import Reader, news_of
@@ -61,6 +61,8 @@ def run(request: MemberRequest, pk: int) -> HttpResponse:
             "live_model": live_model(request.project),
             "settings": sorted(row.config.items()),
             "result": figures.table(row.result),
+            "quality": reports.reward_report(row.result),
+            "phases": reports.phases(news["metrics"]),
             "samples": news["samples"][::-1][:SAMPLES],
             "headline": figures.live_headline(row.stage, news["run"]["figures"]),
             "page_data": {
