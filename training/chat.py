@@ -26,14 +26,7 @@ def render_prompt(tokenizer: Tokenizer, messages: str | Messages) -> list[int]:
     """Ids after which the assistant speaks. A text is one user message; a dict has role and content."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    ids: list[int] = []
-    for message in messages:
-        text = tokenizer.encode(message["content"])
-        if message["role"] == "assistant":
-            ids += [tokenizer.assistant_id, *text, tokenizer.eos_id]
-        else:
-            ids += [tokenizer.user_id, *text]
-    return [*ids, tokenizer.assistant_id]
+    return [*render_conversation(tokenizer, messages)[0], tokenizer.assistant_id]
 
 
 def render_response(tokenizer: Tokenizer, response: str) -> list[int]:
@@ -45,3 +38,19 @@ def render_example(tokenizer: Tokenizer, prompt: str | Messages, response: str) 
     """Ids of prompt and answer, and a mask with 1 on the answer's tokens and its EOS."""
     before, answer = render_prompt(tokenizer, prompt), render_response(tokenizer, response)
     return before + answer, [0] * len(before) + [1] * len(answer)
+
+
+def render_conversation(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], list[int]]:
+    """Ids of a whole conversation, and a mask with 1 on every answer's tokens and its EOS."""
+    ids: list[int] = []
+    mask: list[int] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            answer = render_response(tokenizer, message["content"])
+            ids += [tokenizer.assistant_id, *answer]
+            mask += [0] + [1] * len(answer)
+        else:
+            said = [tokenizer.user_id, *tokenizer.encode(message["content"])]
+            ids += said
+            mask += [0] * len(said)
+    return ids, mask

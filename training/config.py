@@ -48,7 +48,9 @@ class TokenizerConfig:
     """Train a byte-level BPE on files, or take a named encoding."""
 
     files: list[str] = _field([], "Text files to learn the vocabulary from.")  # noqa: RUF009
-    vocab_size: int = _field(1024, "Size of the vocabulary, 4 special tokens included.", low=261, high=1_000_000)
+    vocab_size: int = _field(
+        1024, "Size of the vocabulary, 4 special tokens included; 260 = bytes alone.", low=260, high=1_000_000
+    )
     encoding: str = _field(
         "", "A named encoding instead of training.", choices=("", "gpt2", "cl100k_base", "o200k_base")
     )
@@ -74,6 +76,9 @@ class PretrainConfig(_Optimised):
     )
     norm: str | None = _field(None, "LayerNorm order; empty = the preset's.", choices=("pre", "post"))
     tie_head: bool | None = _field(None, "Tie head and embeddings; empty = the preset's.")
+    document_mask: bool = _field(
+        False, "Tokens see their own document only, not what stands before it in a row.", advanced=True
+    )
     steps: int = _field(600, "Optimizer steps.", low=1)
     batch_size: int = _field(32, "Rows of one context per step.", low=1)
     grad_accum: int = _field(1, "Parts a step's rows are computed in, to save memory.", low=1)
@@ -100,11 +105,16 @@ class SFTConfig(_Optimised):
     """Learn to answer from demonstrations: the loss is on the answer and its EOS only."""
 
     base: str = _field("", "Model to start from.", required=True)
-    data: str = _field("data/train.jsonl", "Rows {instruction, response}.", required=True)
+    data: str = _field(
+        "data/train.jsonl", "Rows {instruction, response} or {messages: [{role, content}, ...]}.", required=True
+    )
     val: str = _field("", "Held-out rows of the same shape; empty = val_fraction of the data.")
     val_fraction: float = _field(0.05, "Share of the rows kept for validation where no file is given.", low=0, high=0.5)
     epochs: int = _field(3, "Passes over the rows.", low=1)
     batch_size: int = _field(16, "Demonstrations per step.", low=1)
+    packing: bool = _field(
+        True, "Short demonstrations share a row, unseen by each other: faster, and the same is learned.", advanced=True
+    )
     learning_rate: float = _field(5e-4, "Highest learning rate.", low=0.0)
     warmup_steps: int = _field(10, "Steps in which the learning rate rises from 0.", low=0)
     val_every: int = _field(50, "Steps between validations.", low=1)

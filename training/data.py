@@ -1,23 +1,18 @@
-"""Texts and rows: reading them with plain errors, token shards on disk, batches that depend on (seed, step) only."""
+"""Texts and rows: reading them with plain errors, and the order in which a pass visits them."""
 
 import codecs
 import gzip
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.config import TrainingError
-
-if TYPE_CHECKING:  # tokenizer.py reads its texts with this module
-    from training.vocabulary import Tokenizer
 
 _CHUNK = 1 << 20
 DOCUMENTS = ("file", "lines", "paragraphs")
@@ -55,14 +50,22 @@ def read_text(path: Path) -> Iterator[str]:
         yield rest.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_rows(path: Path, fields: dict[str, type], optional: dict[str, type] | None = None) -> list[dict[str, Any]]:
-    """Rows of a .jsonl or .jsonl.gz file; the first bad line is named with its number."""
+def read_rows(
+    path: Path,
+    fields: dict[str, type],
+    optional: dict[str, type] | None = None,
+    instead: dict[str, type] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of a .jsonl or .jsonl.gz file; the first bad line is named with its number.
+
+    A row that has a field of `instead` needs those in the place of `fields`.
+    """
     require_text(path)
-    allowed = fields | (optional or {})
+    allowed = fields | (optional or {}) | (instead or {})
     rows, number = [], 0
     for number, line in enumerate("".join(read_text(path)).split("\n"), start=1):
         if line.strip():
-            rows.append(_row(line, f"{path.name} line {number}", fields, allowed))
+            rows.append(_row(line, f"{path.name} line {number}", fields, instead or {}, allowed))
     if not rows:
         raise TrainingError(f"{path.name} has 0 rows: add at least 1.")
     return rows
@@ -77,14 +80,16 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     aside.replace(path)
 
 
-def _row(line: str, where: str, fields: dict[str, type], allowed: dict[str, type]) -> dict[str, Any]:
+def _row(
+    line: str, where: str, fields: dict[str, type], instead: dict[str, type], allowed: dict[str, type]
+) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise TrainingError(f"{where} is not JSON ({error}): mend the line.") from None
     if not isinstance(row, dict):
         raise TrainingError(f"{where} is not an object: write {', '.join(fields)} in it.")
-    for name in fields:
+    for name in instead if any(name in row for name in instead) else fields:
         if name not in row:
             raise TrainingError(f"{where} lacks {name!r}: write {', '.join(fields)} in it.")
     for name, value in row.items():
@@ -119,86 +124,6 @@ def _line_end(text: str) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Source:
-    """One text as tokens on disk, its tail kept for validation."""
-
-    name: str
-    weight: float
-    train: np.ndarray  # (tokens,) memory-mapped
-    val: np.ndarray
-    bytes_per_token: float
-
-
-def open_sources(
-    sources: Sequence[dict[str, Any]], run_dir: Path, tokenizer: "Tokenizer", context: int, val_fraction: float
-) -> list[Source]:
-    """Encode each text once into RUN_DIR/shards, and split off its validation tail."""
-    opened = []
-    for number, source in enumerate(sources):
-        path, weight, documents = _checked_source(source, run_dir)
-        tokens, size = _shard(path, documents, tokenizer, run_dir / "shards" / f"{number:03d}-{path.stem}")
-        need = context + 1
-        kept = max(int(len(tokens) * val_fraction), need) if val_fraction else 0
-        if len(tokens) - kept < need:
-            raise TrainingError(
-                f"{path.name} has {len(tokens)} tokens and this run needs {need + kept} "
-                f"({need} for one context{f', {kept} for validation' if kept else ''}): "
-                "add more text or choose a smaller n_positions."
-            )
-        split = len(tokens) - kept
-        opened.append(Source(path.name, weight, tokens[:split], tokens[split:], size / len(tokens)))
-    return opened
-
-
-def _checked_source(source: dict[str, Any], run_dir: Path) -> tuple[Path, float, str]:
-    unknown = set(source) - {"path", "weight", "documents"}
-    if unknown or "path" not in source:
-        raise TrainingError(f"A source has the keys {sorted(source)}: the 3 known ones are path, weight and documents.")
-    path, weight = resolve(run_dir, str(source["path"])), source.get("weight", 1.0)
-    documents = source.get("documents", "file")
-    require_text(path)
-    if not isinstance(weight, (int, float)) or not weight > 0:
-        raise TrainingError(f"The weight of {path.name} is {weight!r}: it must be a number above 0.")
-    if documents not in DOCUMENTS:
-        raise TrainingError(f"documents of {path.name} is {documents!r}: choose one of the 3: {', '.join(DOCUMENTS)}.")
-    return path, float(weight), documents
-
-
-def _shard(path: Path, documents: str, tokenizer: "Tokenizer", target: Path) -> tuple[np.ndarray, int]:
-    """The text's tokens (memory-mapped) and its size in bytes; encoded only if no fitting shard is there."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    wanted = {"sha256": sha256, "documents": documents, "tokenizer": tokenizer.hash}
-    card, tokens = target.with_suffix(".json"), target.with_suffix(".bin")
-    stored = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
-    if {key: stored.get(key) for key in wanted} != wanted:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        card.unlink(missing_ok=True)
-        size = _encode(path, documents, tokenizer, tokens, dtype)
-        stored = {**wanted, "bytes": size}
-        aside = card.with_suffix(".part")  # the card last: a torn shard has none
-        aside.write_text(json.dumps(stored), encoding="utf-8")
-        aside.replace(card)
-    return np.memmap(tokens, dtype=dtype, mode="r"), stored["bytes"]
-
-
-def _encode(path: Path, documents: str, tokenizer: "Tokenizer", target: Path, dtype: type) -> int:
-    """Write the tokens, one EOS after each document; returns the bytes of text they stand for."""
-    size, ended = 0, True
-    with target.open("wb") as out:
-        for text in split_documents(read_text(path), documents):
-            if text is None:
-                ids = [] if ended else [tokenizer.eos_id]
-                ended = True
-            else:
-                ids, ended = tokenizer.encode(text), False
-                size += len(text.encode())
-            np.array(ids, dtype=dtype).tofile(out)
-    return size
-
-
 _MARK = re.compile(r"^<\|endoftext\|>[ \t]*$\n?", re.MULTILINE)
 _BETWEEN = {"lines": re.compile(r"\n"), "paragraphs": re.compile(r"\n[ \t]*\n")}
 
@@ -230,29 +155,6 @@ def _whole_paragraphs(pieces: Iterator[str]) -> Iterator[str]:
             yield rest[:cut]
             rest = rest[cut:]
     yield rest
-
-
-def batch(sources: Sequence[Source], seed: int, step: int, rows: int, context: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (rows, context) of one step: random windows, each source in proportion to its weight."""
-    random = np.random.default_rng([seed, step])
-    weights = np.array([source.weight for source in sources])
-    windows = np.empty((rows, context + 1), dtype=np.int64)
-    for row, which in enumerate(random.choice(len(sources), size=rows, p=weights / weights.sum())):
-        tokens = sources[which].train
-        start = random.integers(len(tokens) - context)
-        windows[row] = tokens[start : start + context + 1]
-    both = torch.from_numpy(windows)
-    return both[:, :-1], both[:, 1:]
-
-
-def val_batches(source: Source, rows: int, context: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """At most `most` batches of windows side by side, spread evenly over the source's validation tail."""
-    windows = (len(source.val) - 1) // context
-    chosen = np.linspace(0, windows - 1, min(windows, rows * most)).round().astype(int)
-    for first in range(0, len(chosen), rows):
-        starts = chosen[first : first + rows] * context
-        both = torch.from_numpy(np.stack([source.val[s : s + context + 1] for s in starts]).astype(np.int64))
-        yield both[:, :-1], both[:, 1:]
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> Tensor:

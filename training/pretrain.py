@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import checkpoint, data, device, optim, vocabulary
+from training import checkpoint, data, device, mixture, optim, vocabulary
 from training.checkpoints import Checkpoints
 from training.config import PretrainConfig, TrainingError
-from training.data import Source
 from training.device import Compute
+from training.mixture import Source
 from training.model import GPT, continue_text, parameter_count
 from training.report import Pace, Report, Stopped
 from training.vocabulary import Tokenizer
@@ -22,7 +22,8 @@ from training.vocabulary import Tokenizer
 def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     compute = device.prepare(config)
     model, tok = _start(config, run_dir, compute)
-    sources = data.open_sources(config.sources, run_dir, tok, model.config.n_positions, config.val_fraction)
+    context = model.config.n_positions
+    sources = mixture.open_sources(config.sources, run_dir, tok, context, config.val_fraction, report)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
     checkpoints = Checkpoints(run_dir, report.fence)
     step, newest = 0, {}
@@ -75,12 +76,12 @@ def learn(
     torch.manual_seed(optim.step_seed(config.seed, step))
     rate = optim.learning_rate(step, config.steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
     optim.set_learning_rate(optimizer, rate)
-    inputs, targets = data.batch(sources, config.seed, step, config.batch_size, model.config.n_positions)
+    inputs, targets = mixture.batch(sources, config.seed, step, config.batch_size, model.config.n_positions)
     model.train()
     total = torch.zeros((), device=compute.device)
     parts = min(config.grad_accum, len(inputs))
     for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        loss = (loss_of or token_loss)(model, x.to(compute.device), y.to(compute.device), compute) / targets.numel()
+        loss = (loss_of or token_loss)(model, *_on(compute, x, y, config, sources)) / targets.numel()
         loss.backward()
         total += loss.detach()
     norm = optim.clip(model, config.grad_clip)
@@ -89,10 +90,17 @@ def learn(
     return rate, total, norm
 
 
-def token_loss(model: GPT, inputs: Tensor, targets: Tensor, compute: Compute) -> Tensor:
-    """Cross entropy summed over the tokens; targets (B, T), -1 = not learned."""
+def token_loss(
+    model: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    compute: Compute,
+    positions: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy summed over the tokens; all (B, T), targets -1 = not learned, the rest as GPT.forward takes it."""
     with compute.autocast():
-        logits = model.logits(model(inputs))  # (B, T, V)
+        logits = model.logits(model(inputs, positions, documents=documents))  # (B, T, V)
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
 
 
@@ -105,12 +113,22 @@ def validate(model: GPT, sources: Sequence[Source], config: PretrainConfig, comp
     most = math.ceil(config.val_batches / len(sources))
     for source in sources:
         total, tokens = 0.0, 0
-        for x, y in data.val_batches(source, config.batch_size, model.config.n_positions, most):
-            total += float(token_loss(model, x.to(compute.device), y.to(compute.device), compute))
+        for x, y in mixture.val_batches(source, config.batch_size, model.config.n_positions, most):
+            total += float(token_loss(model, *_on(compute, x, y, config, sources)))
             tokens += y.numel()
         loss += source.weight / weights * total / tokens
         bits += source.weight / weights * total / tokens / math.log(2) / source.bytes_per_token
     return {"val_loss": loss, "val_bits_per_byte": bits}
+
+
+def _on(
+    compute: Compute, inputs: Tensor, targets: Tensor, config: PretrainConfig, sources: Sequence[Source]
+) -> tuple[Any, ...]:
+    """What token_loss takes after the model, on the device; positions and documents only with document_mask."""
+    inputs, targets = inputs.to(compute.device), targets.to(compute.device)
+    if not config.document_mask:
+        return inputs, targets, compute
+    return inputs, targets, compute, *mixture.apart(inputs, sources[0].eos_id)
 
 
 def _start(config: PretrainConfig, run_dir: Path, compute: Compute) -> tuple[GPT, Tokenizer]:

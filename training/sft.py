@@ -2,30 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training import chat, checkpoint, data, device, monitors, optim
+from training import chat, checkpoint, data, demonstrations, device, monitors, optim
 from training.checkpoints import Checkpoints
 from training.config import SFTConfig, TrainingError
+from training.demonstrations import Batch, Example, collate
 from training.device import Compute
 from training.model import GPT, continue_text
 from training.pretrain import token_loss
 from training.report import Pace, Report, Stopped
 from training.vocabulary import Tokenizer
-
-FIELDS = {"instruction": str, "response": str}
-
-
-@dataclass(frozen=True)
-class Example:
-    ids: list[int]
-    mask: list[int]  # 1 on the answer and its EOS
-    prompt: str
 
 
 def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
@@ -47,14 +38,14 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     pace, figures = Pace(), {}
     while step < steps:
         last = step + 1 == steps
-        inputs, targets = step_batch(train, config, tok, step)
-        learned = monitors.learned_tokens(targets)
-        with pace.of(inputs.numel()):
-            rate, loss, norm = learn(model, optimizer, inputs, targets, config, compute, step, steps)
+        batch = step_batch(train, config, tok, model.config.n_positions, step)
+        learned = monitors.learned_tokens(batch.targets)
+        with pace.of(batch.tokens):
+            rate, loss, norm = learn(model, optimizer, batch, config, compute, step, steps)
             step += 1
             if step % config.log_every == 0 or last:
                 figures = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
-                figures["learned_share"] = learned / int((inputs != tok.pad_id).sum())
+                figures["learned_share"] = learned / batch.tokens
                 optim.require_finite(figures["loss"], step, config.learning_rate)
         if figures:
             figures["tokens_per_s"] = pace.lap()
@@ -80,47 +71,33 @@ def load_examples(
     config: SFTConfig, run_dir: Path, tok: Tokenizer, context: int
 ) -> tuple[list[Example], list[Example], int]:
     """Training rows, validation rows, and how many of both were too long for the context."""
-    train, longest, dropped = _examples(data.resolve(run_dir, config.data), tok, context)
+    train, longest, dropped = demonstrations.read(data.resolve(run_dir, config.data), tok, context)
     if not train:
         raise TrainingError(
             f"All {dropped} rows are longer than the context of {context} tokens (the longest has {longest}): "
             "shorten them or take a base model with a longer context."
         )
     if config.val:
-        val, _, more = _examples(data.resolve(run_dir, config.val), tok, context)
+        val, _, more = demonstrations.read(data.resolve(run_dir, config.val), tok, context)
         return train, val, dropped + more
     order = data.epoch_order(len(train), config.seed, -1)
     kept = min(math.ceil(len(train) * config.val_fraction), len(train) - 1)
     return [train[i] for i in order[kept:]], [train[i] for i in order[:kept]], dropped
 
 
-def _examples(path: Path, tok: Tokenizer, context: int) -> tuple[list[Example], int, int]:
-    rows = data.read_rows(path, FIELDS)
-    pairs = [(row["instruction"], *chat.render_example(tok, row["instruction"], row["response"])) for row in rows]
-    fitting = [Example(ids, mask, prompt) for prompt, ids, mask in pairs if len(ids) <= context]
-    return fitting, max(len(ids) for _, ids, _ in pairs), len(pairs) - len(fitting)
-
-
-def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T - 1); targets are -1 on prompts and padding."""
-    ids = data.pad_right([example.ids for example in examples], pad)
-    learned = data.pad_right([example.mask for example in examples], 0).bool()
-    return ids[:, :-1], ids.masked_fill(~learned, -1)[:, 1:]
-
-
-def step_batch(train: Sequence[Example], config: SFTConfig, tok: Tokenizer, step: int) -> tuple[Tensor, Tensor]:
-    """The rows of a step: each epoch visits every row once, in an order of its own."""
+def step_batch(train: Sequence[Example], config: SFTConfig, tok: Tokenizer, context: int, step: int) -> Batch:
+    """The demonstrations of a step: each epoch visits every one once, in an order of its own."""
     per_epoch = math.ceil(len(train) / config.batch_size)
     order = data.epoch_order(len(train), config.seed, step // per_epoch)
     first = step % per_epoch * config.batch_size
-    return collate([train[i] for i in order[first : first + config.batch_size]], tok.pad_id)
+    chosen = [train[i] for i in order[first : first + config.batch_size]]
+    return collate(chosen, tok.pad_id, context, config.packing)
 
 
 def learn(
     model: GPT,
     optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
+    batch: Batch,
     config: SFTConfig,
     compute: Compute,
     step: int,
@@ -130,8 +107,7 @@ def learn(
     torch.manual_seed(optim.step_seed(config.seed, step))
     rate = optim.learning_rate(step, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
     optim.set_learning_rate(optimizer, rate)
-    learned = int((targets >= 0).sum())
-    loss = token_loss(model, inputs.to(compute.device), targets.to(compute.device), compute) / learned
+    loss = _loss(model, batch, compute) / int((batch.targets >= 0).sum())
     loss.backward()
     norm = optim.clip(model, config.grad_clip)
     monitors.gradient(float(norm), f"at step {step + 1}")
@@ -145,14 +121,21 @@ def validate(model: GPT, val: Sequence[Example], config: SFTConfig, tok: Tokeniz
     """Mean loss per answer token of the held-out rows."""
     total, tokens = 0.0, 0
     for first in range(0, len(val), config.batch_size):
-        inputs, targets = collate(val[first : first + config.batch_size], tok.pad_id)
-        total += float(token_loss(model, inputs.to(compute.device), targets.to(compute.device), compute))
-        tokens += int((targets >= 0).sum())
+        chosen = val[first : first + config.batch_size]
+        batch = collate(chosen, tok.pad_id, model.config.n_positions, config.packing)
+        total += float(_loss(model, batch, compute))
+        tokens += int((batch.targets >= 0).sum())
     return total / tokens
+
+
+def _loss(model: GPT, batch: Batch, compute: Compute) -> Tensor:
+    inputs, targets, positions, documents = batch.to(compute.device)
+    return token_loss(model, inputs, targets, compute, positions, documents)
 
 
 def _sample(model: GPT, tok: Tokenizer, examples: Sequence[Example], config: SFTConfig, step: int) -> dict[str, str]:
     prompt = examples[step // config.sample_every % len(examples)].prompt
     ids = chat.render_prompt(tok, prompt)
+    prompt = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     new = continue_text(model, ids, config.sample_tokens, 0.8, optim.step_seed(config.seed, step), tok.eos_id)
     return {"prompt": prompt, "text": tok.decode(i for i in new if i != tok.eos_id)}

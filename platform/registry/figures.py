@@ -32,6 +32,9 @@ FIGURES: dict[str, tuple[str | Promise, str]] = {
     "seconds": (_("Duration"), SECONDS),
     "vocab_size": (_("Vocabulary"), COUNT),
     "bytes_per_token": (_("Bytes per token"), NUMBER),
+    "bytes_per_token_by_text": (_("Bytes per token of each text"), NUMBER),
+    "read_mb": (_("Megabytes read"), COUNT),
+    "encoded_mb": (_("Megabytes encoded"), COUNT),
     "parameters": (_("Parameters"), COUNT),
     "epoch": (_("Pass over the data"), NUMBER),
     "accuracy": (_("Accuracy"), PERCENT),
@@ -177,6 +180,8 @@ def shown(key: str, value: Any) -> str:
     """A figure as people read it, in the language that is active."""
     if isinstance(value, bool):
         return gettext("yes") if value else gettext("no")
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {shown(name, each)}" for name, each in value.items())
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "–" if value is None or isinstance(value, float) else str(value)
     return {PERCENT: percent, COUNT: compact, RATE: compact, SECONDS: duration}.get(form(key), number)(value)

@@ -1,6 +1,8 @@
 """Stage sft: what is learned from a demonstration, exact resume, and refusals."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from tests.training.conftest import curve, error_of, jsonl, kill_at, rows_of, run_stage
-from training import chat, checkpoint, device, optim, sft
+from training import chat, checkpoint, demonstrations, device, optim, sft
 from training.__main__ import main
 from training.config import TrainingError
 from training.model import GPT, continue_text
@@ -18,9 +20,10 @@ from training.report import Report
 from training.vocabulary import Tokenizer
 
 MakeRun = Callable[..., Path]
+CPU = device.Compute(torch.device("cpu"), bf16=False)
 
 
-def demonstrations(n: int) -> list[dict[str, str]]:
+def demonstrations_of(n: int) -> list[dict[str, str]]:
     goods = ["pan", "queso", "miel", "bread", "cheese", "honey"]
     return [{"instruction": f"{goods[i % 6]}?", "response": f"{i % 6 + 1} monedas."} for i in range(n)]
 
@@ -34,18 +37,21 @@ def train(make_run: MakeRun, settings: dict[str, Any], rows: list[dict[str, str]
     return run_dir, sft.run(parse("sft", settings), run_dir, Report(run_dir))
 
 
-def example(tok: Tokenizer, prompt: str, answer: str) -> sft.Example:
-    return sft.Example(*chat.render_example(tok, prompt, answer), prompt)
+def example(tok: Tokenizer, prompt: str, answer: str) -> demonstrations.Example:
+    return demonstrations.Example(*chat.render_example(tok, prompt, answer), prompt)
 
 
-def test_targets_are_the_answer_and_its_eos(tok: Tokenizer) -> None:
-    rows = [example(tok, "¿pan?", "Cinco."), example(tok, "miel", "Nueve monedas, y gracias.")]
-    inputs, targets = sft.collate(rows, tok.pad_id)
-    for row, answer in zip(targets, ("Cinco.", "Nueve monedas, y gracias."), strict=True):
-        assert row[row >= 0].tolist() == chat.render_response(tok, answer)
-    learned = targets >= 0
-    assert (inputs[:, 1:][learned[:, :-1]] == targets[:, :-1][learned[:, :-1]]).all()  # shifted by one
-    assert inputs[learned][0] == tok.assistant_id  # the first answer token is learned too
+def batch_of(rows: list[demonstrations.Example], tok: Tokenizer, packing: bool = False) -> demonstrations.Batch:
+    return demonstrations.collate(rows, tok.pad_id, 64, packing)
+
+
+def gradient(model: GPT, batch: demonstrations.Batch) -> tuple[torch.Tensor, float]:
+    """The whole gradient of one step as a vector, and the loss."""
+    config = parse("sft", {"base": "m", "learning_rate": 0.0, "grad_clip": 0.0})
+    optimizer = optim.adamw(model, 0.0)
+    optimizer.zero_grad = lambda set_to_none=True: None
+    _, loss, _ = sft.learn(model, optimizer, batch, config, CPU, 0, 1)
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), float(loss)
 
 
 def test_loss_is_the_mean_over_answer_tokens_computed_one_by_one(tok: Tokenizer, tiny: Callable[..., GPT]) -> None:
@@ -56,30 +62,67 @@ def test_loss_is_the_mean_over_answer_tokens_computed_one_by_one(tok: Tokenizer,
         logprobs = model.logits(model(torch.tensor([row.ids])))[0].log_softmax(-1)
         surprises += [-logprobs[t - 1, row.ids[t]].item() for t in range(len(row.ids)) if row.mask[t]]
     config = parse("sft", {"base": "m", "batch_size": 2})
-    compute = device.Compute(torch.device("cpu"), bf16=False)
-    assert sft.validate(model, rows, config, tok, compute) == pytest.approx(sum(surprises) / len(surprises), abs=1e-5)
+    assert sft.validate(model, rows, config, tok, CPU) == pytest.approx(sum(surprises) / len(surprises), abs=1e-5)
 
 
-def test_labels_of_prompt_and_padding_do_not_reach_the_gradient(tok: Tokenizer, tiny: Callable[..., GPT]) -> None:
+def test_labels_of_prompt_and_padding_do_not_reach_loss_or_gradient(tok: Tokenizer, tiny: Callable[..., GPT]) -> None:
     rows = [example(tok, "¿pan?", "Cinco."), example(tok, "miel", "Nueve monedas, y gracias.")]
-    inputs, targets = sft.collate(rows, tok.pad_id)
-    padded = torch.cat([inputs, torch.full((2, 3), tok.pad_id)], 1), torch.cat([targets, torch.full((2, 3), -1)], 1)
-    changed_answer = targets.clone()
-    changed_answer[0, (targets[0] >= 0).nonzero()[0]] += 1
+    batch = batch_of(rows, tok)
+    plain, loss = gradient(tiny(), batch)
+    wider = [
+        torch.cat([t, torch.full((2, 3), fill)], 1) for t, fill in ((batch.inputs, tok.pad_id), (batch.targets, -1))
+    ]
+    padded, same = gradient(tiny(), dataclasses.replace(batch, inputs=wider[0], targets=wider[1]))
+    torch.testing.assert_close(padded, plain, atol=1e-6, rtol=1e-5)
+    assert same == pytest.approx(loss, abs=1e-6)
 
-    def gradient(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        model = tiny()
-        config = parse("sft", {"base": "m", "learning_rate": 0.0, "grad_clip": 0.0})
-        compute = device.Compute(torch.device("cpu"), bf16=False)
-        return sft.learn(model, optim.adamw(model, 0.0), x, y, config, compute, 0, 1)[2]
 
-    torch.testing.assert_close(gradient(*padded), gradient(inputs, targets), atol=1e-6, rtol=1e-5)
-    assert abs(gradient(inputs, changed_answer) - gradient(inputs, targets)) > 1e-4
+def test_what_a_prompts_labels_would_be_changes_nothing_and_an_answers_does(
+    tok: Tokenizer, tiny: Callable[..., GPT]
+) -> None:
+    ids, mask = chat.render_example(tok, "¿pan?", "Cinco.")
+    plain, loss = gradient(tiny(), batch_of([demonstrations.Example(ids, mask, "")], tok))
+    for changed, learned in enumerate(mask[1:]):
+        batch = batch_of([demonstrations.Example(ids, mask, "")], tok)
+        labels = torch.tensor([ids[1:]])
+        labels[0, changed] = (labels[0, changed] + 1) % tok.vocab_size
+        labels = labels.masked_fill(torch.tensor([mask[1:]]) == 0, -1)  # as collate does with the labels of a prompt
+        other, its_loss = gradient(tiny(), dataclasses.replace(batch, targets=labels))
+        assert (its_loss != loss) == bool(learned)
+        assert bool((other != plain).any()) == bool(learned)
+
+
+def test_packed_steps_have_the_loss_and_gradient_of_unpacked_ones(tok: Tokenizer, tiny: Callable[..., GPT]) -> None:
+    rows = [example(tok, f"¿{'pan ' * (n % 5)}{n}?", "Cinco monedas. " * (1 + n % 3)) for n in range(13)]
+    packed, unpacked = batch_of(rows, tok, packing=True), batch_of(rows, tok)
+    assert len(packed.inputs) < len(unpacked.inputs)
+    assert packed.documents is not None
+    for kind in (
+        {"n_positions": 64},
+        {"n_positions": 64, "norm": "post"},
+        {"n_positions": 64, "positions": "sinusoidal"},
+    ):
+        (one, loss), (other, same) = gradient(tiny(**kind), packed), gradient(tiny(**kind), unpacked)
+        assert loss == pytest.approx(same, abs=1e-5)
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_a_packed_run_ends_with_the_weights_of_an_unpacked_one(make_run: MakeRun, base_dir: Path) -> None:
+    weights = []
+    for packing in (True, False):
+        settings = payload(base_dir, epochs=2, packing=packing, sample_every=0)
+        run_dir = make_run(settings, {"train.jsonl": jsonl(demonstrations_of(12))}, name=f"packing-{packing}")
+        result = sft.run(parse("sft", settings), run_dir, Report(run_dir))
+        weights.append((result["steps"], checkpoint.load_model(run_dir / "model")[0].state_dict()))
+    (steps, one), (same, other) = weights
+    assert steps == same == 6
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, other[name], atol=1e-4, rtol=0)
 
 
 def test_it_learns_the_answers_and_to_stop(make_run: MakeRun, base_dir: Path) -> None:
     settings = payload(base_dir, epochs=60, learning_rate=1e-2, val_fraction=0.0, sample_every=50)
-    run_dir, result = train(make_run, settings, demonstrations(12))
+    run_dir, result = train(make_run, settings, demonstrations_of(12))
     model, tok, card = checkpoint.load_model(run_dir / "model")
     assert (card["kind"], card["parent"]) == ("sft", str(base_dir))
     assert result["loss"] < 0.1
@@ -92,7 +135,7 @@ def test_it_learns_the_answers_and_to_stop(make_run: MakeRun, base_dir: Path) ->
 def test_killed_it_ends_as_if_undisturbed(make_run: MakeRun, base_dir: Path) -> None:
     settings = payload(base_dir, epochs=20, log_every=1, checkpoint_every=7, val_every=25, sample_every=30)
     settings |= {"precision": "auto", "sample_tokens": 5}
-    files = {"train.jsonl": jsonl(demonstrations(26))}
+    files = {"train.jsonl": jsonl(demonstrations_of(26))}
     calm, killed = make_run(settings, files, "calm"), make_run(settings, files, "killed")
     assert run_stage("sft", calm).returncode == 0
     kill_at("sft", killed, 31)
@@ -106,8 +149,11 @@ def test_killed_it_ends_as_if_undisturbed(make_run: MakeRun, base_dir: Path) -> 
 def test_steps_visit_every_row_once_an_epoch(tok: Tokenizer) -> None:
     rows = [example(tok, f"{i}", "x") for i in range(10)]
     config = parse("sft", {"base": "m", "batch_size": 4})
-    seen = [tuple(row.tolist()) for step in range(3) for row in sft.step_batch(rows, config, tok, step)[0]]
-    assert len(seen) == len(set(seen)) == 10
+    seen = [sft.step_batch(rows, config, tok, 64, step).inputs for step in range(3)]
+    texts = [tok.decode(batch.flatten().tolist()) for batch in seen]
+    numbers = [int(n) for text in texts for n in re.findall(r"\d+", text)]
+    assert sorted(numbers) == list(range(10))
+    assert numbers != sorted(numbers)
 
 
 def test_a_share_is_held_out_and_not_trained_on(make_run: MakeRun, base_dir: Path) -> None:
@@ -121,7 +167,7 @@ def test_a_share_is_held_out_and_not_trained_on(make_run: MakeRun, base_dir: Pat
 
 
 def test_rows_longer_than_the_context_are_skipped_and_counted(make_run: MakeRun, base_dir: Path) -> None:
-    rows = demonstrations(8)
+    rows = demonstrations_of(8)
     rows[1]["response"] = rows[4]["response"] = "zyx " * 200
     _, result = train(make_run, payload(base_dir, epochs=1, val_fraction=0.0), rows)
     assert (result["skipped_too_long"], result["rows"], result["steps"]) == (2, 6, 2)
@@ -139,6 +185,7 @@ def test_only_rows_that_are_too_long_are_refused(make_run: MakeRun, base_dir: Pa
         ({}, "", "train.jsonl is empty (0 bytes)"),
         ({}, "\n\n", "train.jsonl has 0 rows"),
         ({}, '{"instruction": "a"}\n', "train.jsonl line 1 lacks 'response'"),
+        ({}, '{"instruction": "a", "response": " "}\n', "train.jsonl line 1: response is empty (0 characters)"),
         ({"data": "data/other.jsonl"}, "", "There is no file"),
         ({"learnin_rate": 1}, "", "did you mean 'learning_rate'"),
         ({"base": ""}, "", "base is missing"),
@@ -153,5 +200,5 @@ def test_bad_input_is_one_sentence(
 
 
 def test_first_loss_is_that_of_a_guess(make_run: MakeRun, base_dir: Path, tok: Tokenizer) -> None:
-    run_dir, _ = train(make_run, payload(base_dir, epochs=1), demonstrations(20))
+    run_dir, _ = train(make_run, payload(base_dir, epochs=1), demonstrations_of(20))
     assert rows_of(run_dir / "metrics.jsonl")[0]["val_loss"] == pytest.approx(math.log(tok.vocab_size), abs=0.2)

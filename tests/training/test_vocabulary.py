@@ -1,12 +1,17 @@
 """Byte-level BPE: ids, round trips, and agreement between tiktoken and `tokenizers`."""
 
+import functools
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Reference
 
+from tests.training.conftest import ROOT
 from training import vocabulary as tokenizers
 from training.config import TrainingError
 from training.vocabulary import ASSISTANT, EOS, PAD, USER, Tokenizer
@@ -51,6 +56,57 @@ def test_tiktoken_and_tokenizers_give_the_same_ids(encoding: str, tok: Tokenizer
         if "<|" not in string:  # the reference turns a special token's text into the token, we never do
             assert theirs.encode(string, add_special_tokens=False).ids == ids, string
         assert own.decode(ids) == string
+
+
+ENCODINGS = ["trained", "gpt2", "cl100k_base", "o200k_base"]
+# Everything UTF-8 can hold, and texts that mix its odd corners: marks, spaces, digits of all scripts, contractions.
+ODD = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+CORNERS = ["'s", "'LL", " ", "  ", "\n", "\r\n", "\u00a0", "\u2028", "é", "e\u0301", "ß", "Ǆ", "ſ"]
+CORNERS += ["12", "٣", "½", "日本", "🍞", "a"]
+ANY = st.characters(categories=["L", "M", "N", "P", "S", "Z", "Cc", "Cf"])
+MIXED = st.lists(st.sampled_from(CORNERS) | ANY, max_size=60).map("".join)
+
+
+@pytest.fixture(scope="module")
+def both(tok: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Tokenizer, Reference]]:
+    """A vocabulary as we use it, through tiktoken, and as `tokenizers` reads its tokenizer.json."""
+
+    @functools.cache
+    def load(encoding: str) -> tuple[Tokenizer, Reference]:
+        own = tok if encoding == "trained" else tokenizers.named(encoding)
+        return own, reference(own, tmp_path_factory.mktemp(encoding))
+
+    return load
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_ids_agree_on_any_unicode(encoding: str, both: Callable[[str], tuple[Tokenizer, Reference]]) -> None:
+    own, other = both(encoding)
+
+    @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given((ODD | MIXED).filter(lambda text: "<|" not in text))
+    def check(text: str) -> None:
+        ids = own.encode(text)
+        assert other.encode(text, add_special_tokens=False).ids == ids == own.encode_array(text).tolist()
+        assert own.decode(ids) == text
+
+    check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_ids_agree_on_every_real_text(encoding: str, both: Callable[[str], tuple[Tokenizer, Reference]]) -> None:
+    folder = ROOT / ".." / "shared" / "data"
+    files = sorted(p for p in folder.rglob("*") if p.suffix in {".txt", ".jsonl", ".csv"})
+    if not files:
+        pytest.skip("shared/data is absent: no texts to compare ids on")
+    own, other = both(encoding)
+    for path in files:
+        # Pieces of some kB that overlap by nothing: a difference is then shown, not buried in a megabyte.
+        text = path.read_bytes().decode("utf-8-sig")
+        pieces = [text[i : i + 20_000] for i in range(0, len(text), 20_000)]
+        for piece, encoded in zip(pieces, other.encode_batch(pieces, add_special_tokens=False), strict=True):
+            assert encoded.ids == own.encode(piece), (path.name, piece[:80])
 
 
 def test_a_token_that_no_merge_reaches_is_taken_whole_by_both(tmp_path: Path) -> None:
