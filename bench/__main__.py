@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-KINDS = ("training", "ppo", "reward", "walks")
+KINDS = ("tokens", "training", "sft", "ppo", "reward", "walks")
 EXPERIMENTS = ("curves", "reward_models", "pairing")
 
 
