@@ -107,17 +107,17 @@ def test_packed_steps_have_the_loss_and_gradient_of_unpacked_ones(tok: Tokenizer
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
-def test_a_packed_run_ends_with_the_weights_of_an_unpacked_one(make_run: MakeRun, base_dir: Path) -> None:
-    weights = []
+def test_a_packed_run_learns_what_an_unpacked_one_learns(make_run: MakeRun, base_dir: Path) -> None:
+    losses = []
+    rows = [row | {"response": "monedas " * (i % 4) + "."} for i, row in enumerate(demonstrations_of(12))]
     for packing in (True, False):
-        settings = payload(base_dir, epochs=2, packing=packing, sample_every=0)
-        run_dir = make_run(settings, {"train.jsonl": jsonl(demonstrations_of(12))}, name=f"packing-{packing}")
-        result = sft.run(parse("sft", settings), run_dir, Report(run_dir))
-        weights.append((result["steps"], checkpoint.load_model(run_dir / "model")[0].state_dict()))
-    (steps, one), (same, other) = weights
-    assert steps == same == 6
-    for name, weight in one.items():
-        torch.testing.assert_close(weight, other[name], atol=1e-4, rtol=0)
+        settings = payload(base_dir, epochs=4, packing=packing, log_every=1, sample_every=0, learning_rate=3e-3)
+        run_dir = make_run(settings, {"train.jsonl": jsonl(rows)}, name=f"packing-{packing}")
+        sft.run(parse("sft", settings), run_dir, Report(run_dir))
+        losses.append([row["loss"] for row in curve(run_dir) if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+    assert len(losses[0]) == 12
+    assert losses[0][-1] < losses[0][0] - 1
 
 
 def test_it_learns_the_answers_and_to_stop(make_run: MakeRun, base_dir: Path) -> None:
