@@ -70,16 +70,17 @@ def _chosen(request: MemberRequest, given: QueryDict) -> dict[str, ModelVersion 
 
 def _chart(comparison: services.Comparison) -> dict[str, Any]:
     """Points of reward and win rate over the square root of the KL; best of n is one line."""
-    series: dict[str, list[dict[str, Any]]] = {}
+    series: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in comparison.rows:
-        if row.figures.get("reward") is not None:
-            name = _("Best of n") if "n" in row.figures else f"{row.method} {row.model.name if row.model else ''}"
-            point = {"kl": max(row.figures["kl"], 0.0) ** 0.5, "what": row.method}
-            point |= {key: row.figures[key] for key in ("reward", "win_rate")}
-            series.setdefault(name.strip(), []).append(point)
+        if row.figures.get("reward") is None:
+            continue
+        kind = "policy" if row.made_by else "baseline" if "n" in row.figures else "reference"
+        name = _("Best of n") if kind == "baseline" else f"{row.method} · {row.model.name if row.model else ''}"
+        point = {"kl": max(row.figures["kl"], 0.0) ** 0.5}
+        series.setdefault((name, kind), []).append(point | {key: row.figures[key] for key in ("reward", "win_rate")})
     charts = [("reward", _("Mean reward")), ("win_rate", figures.label("win_rate"))]
     return {
-        "series": [{"label": label, "points": points} for label, points in series.items()],
+        "series": [{"label": label, "kind": kind, "points": points} for (label, kind), points in series.items()],
         "charts": [{"key": key, "title": title, "percent": key == "win_rate"} for key, title in charts],
         "across": _("square root of the KL from the reference"),
     }

@@ -9,7 +9,7 @@ from accounts.models import User
 from registry import figures
 
 # The picture of the calibration, in units of its viewBox; both axes are shares.
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 352.0, 12.0, 208.0
+LEFT, RIGHT, TOP, BOTTOM = 60.0, 352.0, 12.0, 208.0
 LOWEST_PREDICTED, LOWEST_RIGHT = 0.5, 0.3  # a model never claims less than chance; few bins are right less often
 PHASES = ("rollout", "scoring", "update")
 SMALL_GAP = 1e-3  # nats: fp32 stays far below, bf16 does not
@@ -32,6 +32,7 @@ def reward_report(result: dict[str, Any]) -> dict[str, Any]:
         "by_policy": [bar(label, entry) for label, entry in result.get("by_policy", {}).items()],
         "calibration": [_point(entry) for entry in result["calibration"]],
         "calibration_words": _calibration_words(result),
+        "ticks": [_("%(number)s%%") % {"number": number} for number in (50, 100)],
     }
 
 

@@ -48,10 +48,8 @@ def test_the_page_shows_every_method_with_its_interval_and_its_time(alices, worl
     assert reverse("model", args=[world.project.slug, ppo.model.pk]) in page
     assert "not measured yet" in page  # best of n
     labels = [series["label"] for series in answer.context["page_data"]["series"]]
-    assert labels == ["Reference sft-1", f"PPO {ppo.model.name}"]
-    assert answer.context["page_data"]["series"][1]["points"] == [
-        {"kl": 1.0, "what": "PPO", "reward": 0.4, "win_rate": 0.613}
-    ]
+    assert labels == ["Reference · sft-1", f"PPO · {ppo.model.name}"]
+    assert answer.context["page_data"]["series"][1]["points"] == [{"kl": 1.0, "reward": 0.4, "win_rate": 0.613}]
 
 
 def test_the_button_queues_what_is_missing_and_is_gone_then(alices, alice, world):

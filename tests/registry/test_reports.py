@@ -57,7 +57,7 @@ class TestReward:
                 {"gap": 0.0, "predicted": 0.5, "accuracy": 0.1, "pairs": 5}]  # fmt: skip
         points = reports.reward_report(_result(calibration=bins))["calibration"]
         assert (points[0]["x"], points[0]["y"]) == ("352.0", "12.0")
-        assert (points[1]["x"], points[1]["y"]) == ("44.0", "208.0")  # below the picture: at its edge
+        assert (points[1]["x"], points[1]["y"]) == ("60.0", "208.0")  # below the picture: at its edge
 
     def test_nothing_is_said_without_held_out_pairs(self) -> None:
         assert reports.reward_report({"val_accuracy": None, "val_pairs": 0}) == {}

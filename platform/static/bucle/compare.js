@@ -4,7 +4,6 @@
   const number = new Intl.NumberFormat(lang, { maximumSignificantDigits: 3 });
   const share = new Intl.NumberFormat(lang, { style: "percent", maximumFractionDigits: 1 });
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const written = (shown, value) => (value === null || value === undefined ? "" : shown.format(value));
   let plots = [];
 
   const rowsOf = (data, key) => {
@@ -15,9 +14,11 @@
   const draw = (data, chart, room) => {
     const shown = chart.percent ? share : number;
     const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
-    const series = data.series.map((s, place) => {
-      const stroke = colour(`--series-${(place % 6) + 1}`);
-      return { label: s.label, stroke, fill: undefined, width: s.points.length > 1 ? 2 : 0, spanGaps: true, points: { show: true, size: 9, width: 2, stroke, fill: stroke }, value: (_plot, value) => written(shown, value) };
+    let policies = 0;
+    const series = data.series.map(({ label, kind }) => {
+      const stroke = colour(kind === "policy" ? `--series-${(policies++ % 6) + 1}` : kind === "baseline" ? "--muted" : "--ink");
+      const line = kind === "baseline" ? { width: 1.5, dash: [6, 4] } : { width: 0 };
+      return { label, stroke, ...line, spanGaps: true, points: { show: true, size: kind === "policy" ? 11 : 8, stroke, fill: stroke } };
     });
     const labels = { label: data.across, labelSize: 22, labelFont: "13px sans-serif" };
     const rows = rowsOf(data, chart.key);
@@ -25,10 +26,11 @@
     const options = {
       width: room.clientWidth,
       height: 300,
-      cursor: { drag: { x: false, y: false }, points: { size: 10 } },
+      cursor: { show: false },
+      legend: { live: false },
       scales: { x: { time: false, range: [-0.04 * far, 1.06 * far] } },
       axes: [{ ...axis, ...labels, values: (_plot, ticks) => ticks.map((t) => number.format(t)) }, { ...axis, size: 58, values: (_plot, ticks) => ticks.map((t) => shown.format(t)) }],
-      series: [{ label: "√KL", value: (_plot, value) => written(number, value) }, ...series],
+      series: [{}, ...series],
     };
     plots.push({ plot: new uPlot(options, rows, room), room });
   };
