@@ -221,7 +221,9 @@ def test_a_healthy_sft_run_passes_and_shows_its_share(sft_run):
     assert 0.2 < _sft(sft_run())["learned_share"] < 0.9
 
 
-@pytest.mark.parametrize(("on", "sentence"), [(1, "[1-9][0-9]* of them where a row begins"), (0, "Only 0 of 19 answers end")])
+@pytest.mark.parametrize(
+    ("on", "sentence"), [(1, "[1-9][0-9]* of them where a row begins"), (0, "Only 0 of 19 answers end")]
+)
 def test_a_lost_mask_stops_sft(sft_run, monkeypatch, on, sentence):
     honest = chat.render_example
 
