@@ -45,9 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(stage: str, run_dir: Path, report: Report) -> int:
-    from training.checkpoints import write_atomic
+    from training.checkpoints import sweep, write_atomic
 
     report.fence()
+    sweep(run_dir)
     if (run_dir / "result.json").exists():
         print("this run is finished: result.json is there", flush=True)
         return 0

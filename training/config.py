@@ -88,6 +88,9 @@ class PretrainConfig(_Optimised):
     val_fraction: float = _field(0.05, "Tail of each file kept for validation; 0 = none.", low=0.0, high=0.5)
     val_every: int = _field(100, "Steps between validations.", low=1)
     val_batches: int = _field(10, "Most batches in one validation.", low=1, advanced=True)
+    save_best: bool = _field(
+        False, "The model is that of the lowest validation loss, not of the last step.", advanced=True
+    )
     sample_every: int = _field(200, "Steps between sampled texts; 0 = none.", low=0)
     sample_prompt: str = _field("", "How sampled texts begin; empty = a new document.")
     sample_tokens: int = _field(60, "Length of a sampled text in tokens.", low=1, advanced=True)
@@ -118,6 +121,9 @@ class SFTConfig(_Optimised):
     learning_rate: float = _field(5e-4, "Highest learning rate.", low=0.0)
     warmup_steps: int = _field(10, "Steps in which the learning rate rises from 0.", low=0)
     val_every: int = _field(50, "Steps between validations.", low=1)
+    save_best: bool = _field(
+        False, "The model is that of the lowest validation loss, not of the last step.", advanced=True
+    )
     sample_every: int = _field(100, "Steps between sampled answers; 0 = none.", low=0)
     sample_tokens: int = _field(60, "Length of a sampled answer in tokens.", low=1, advanced=True)
 
@@ -138,6 +144,9 @@ class RewardConfig(_Optimised):
         advanced=True,
     )
     val_every: int = _field(0, "Steps between validations; 0 = four times a pass.", low=0, advanced=True)
+    save_best: bool = _field(
+        False, "The model is that of the lowest validation loss, not of the last step.", advanced=True
+    )
     batch_size: int = _field(8, "Rankings per step.", low=1)
     learning_rate: float = _field(5e-4, "Highest learning rate.", low=0.0)
     warmup_steps: int = _field(5, "Steps in which the learning rate rises from 0.", low=0)

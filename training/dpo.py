@@ -171,7 +171,7 @@ def _train(
     """
     train, held_out = known[:n], known[n:]
     optimizer = optim.adamw(policy, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     per_epoch = math.ceil(len(train) / config.batch_size)
     steps = per_epoch * config.epochs
     val_every = config.val_every or math.ceil(per_epoch / VALIDATIONS_A_PASS)
@@ -188,7 +188,7 @@ def _train(
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
         figures = _step(config, policy, optimizer, batch, tokenizer, compute)
-        optim.require_finite(figures["loss"], step, config.learning_rate)
+        optim.require_finite(figures["loss"], step, config.learning_rate, figures["grad_norm"])
         losses.append(figures["loss"])
         look = step % val_every == 0 or step == steps
         if look and held_out:
@@ -198,9 +198,10 @@ def _train(
             report(step, {"steps": steps, **figures, "lr": rate})
         if look and prompts:
             _sample(report, step, policy, prompts, config, tokenizer, compute)
-        if checkpoints.due(step, config.checkpoint_every) or step == steps or report.stopping:
+        stopping = report.stopping and step < steps
+        if checkpoints.due(step, config.checkpoint_every) or step == steps or stopping:
             checkpoints.save(step, optim.state_tensors(policy, optimizer), {"losses": losses})
-        if report.stopping and step < steps:
+        if stopping:
             raise Stopped(step)
     return statistics.fmean(losses[-max(1, steps // 10) :])
 

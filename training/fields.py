@@ -44,3 +44,4 @@ class Optimised(Common):
     )
     log_every: int = setting(10, "Steps between two points of the curves.", low=1, advanced=True)
     checkpoint_every: int = setting(100, "Steps between checkpoints.", low=1, advanced=True)
+    keep_checkpoints: int = setting(2, "Newest checkpoints that are kept.", low=1, advanced=True)

@@ -67,7 +67,7 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     optimizer = optim.adamw(policy, config.learning_rate, config.weight_decay, config.beta2)
     for group in optimizer.param_groups:
         group["eps"] = ADAM_EPS
-    checkpoints = Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     done, history = 0, list[dict[str, float]]()
     if saved := checkpoints.latest():
         done, tensors, state = saved
@@ -87,9 +87,10 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
             report(done, {"steps": config.updates, **figures, "seconds": seconds})
         if config.sample_every and (done % config.sample_every == 0 or done == 1 or last):
             _sample(report, done, frozen, requests, judged)
-        if checkpoints.due(done, config.checkpoint_every) or last or report.stopping:
+        stopping = report.stopping and not last
+        if checkpoints.due(done, config.checkpoint_every) or last or stopping:
             checkpoints.save(done, optim.state_tensors(policy, optimizer), {"history": history})
-        if report.stopping and not last:
+        if stopping:
             raise Stopped(done)
     report.fence()
     meta = {"stage": "grpo", "run": run_dir.name, "parent": config.base, "reward_model": config.reward_model}

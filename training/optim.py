@@ -66,9 +66,17 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: st
 def load_state_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str = ""
 ) -> None:
-    """The inverse of state_tensors, in place."""
+    """The inverse of state_tensors, in place; refuses a checkpoint of another shape."""
     weights = f"{prefix}model."
-    model.load_state_dict({k.removeprefix(weights): v for k, v in tensors.items() if k.startswith(weights)})
+    stored = {k.removeprefix(weights): v for k, v in tensors.items() if k.startswith(weights)}
+    for name, own in model.state_dict().items():
+        if name not in stored or stored[name].shape != own.shape:
+            found = f"as {tuple(stored[name].shape)}" if name in stored else "0 times"
+            raise TrainingError(
+                f"The checkpoint holds {prefix}{name} {found} and this run's settings ask for {tuple(own.shape)}: put "
+                "the settings back, or remove the run's folder checkpoints to start again."
+            )
+    model.load_state_dict(stored)
     for name, p in model.named_parameters():
         found = {key: tensors.get(f"{prefix}optimizer.{key}.{name}") for key in _STATE}
         if all(value is not None for value in found.values()):
@@ -80,8 +88,11 @@ def step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**63
 
 
-def require_finite(loss: float, step: int, learning_rate: float) -> None:
-    if not math.isfinite(loss):
+def require_finite(loss: float, step: int, learning_rate: float, norm: float = 0.0) -> None:
+    """Stop before weights that are no numbers reach a checkpoint; norm: the gradient's, which may go first."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        name, figure = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
         raise TrainingError(
-            f"The loss is {loss} at step {step}: start again with a learning rate below {learning_rate:g}."
+            f"The {name} is {figure} at step {step}: lower learning_rate below {learning_rate:g} and run again; "
+            "it goes on from its last checkpoint."
         )

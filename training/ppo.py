@@ -34,7 +34,7 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
     """
     started = time.monotonic()
     learner, frozen, meta = _load(config, run_dir, score)
-    checkpoints = Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     checksum = monitors.checksum(frozen.ref_policy, frozen.reward_model)
     done, history = _resume(checkpoints, learner, checksum)
     report.rewind(done)
@@ -54,9 +54,10 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
             report(done, {"steps": config.updates, **figures, "seconds": seconds})
         if config.sample_every and (done % config.sample_every == 0 or done == 1 or last):
             _sample(report, done, frozen, requests, judged)
-        if checkpoints.due(done, config.checkpoint_every) or last or report.stopping:
+        stopping = report.stopping and not last
+        if checkpoints.due(done, config.checkpoint_every) or last or stopping:
             checkpoints.save(done, _tensors(learner), _state(learner, checksum, history))
-        if report.stopping and not last:
+        if stopping:
             raise Stopped(done)
     report.fence()
     meta |= {"stage": "ppo", "run": run_dir.name, "kl": history[-1]["kl"]}

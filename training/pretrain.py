@@ -25,7 +25,7 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
     context = model.config.n_positions
     sources = mixture.open_sources(config.sources, run_dir, tok, context, config.val_fraction, report)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     step, newest = 0, {}
     if saved := checkpoints.latest():
         step, newest = saved[0], saved[2]["newest"]
@@ -41,26 +41,31 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
         with pace.of(config.batch_size * model.config.n_positions):
             rate, loss, norm = learn(model, optimizer, sources, config, compute, step, loss_of)
             step += 1
+            stopping = report.stopping and not last
+            save = checkpoints.due(step, config.checkpoint_every) or last or stopping
+            if step % config.log_every == 0 or save:
+                optim.require_finite(float(loss), step, config.learning_rate, float(norm))
             if step % config.log_every == 0 or last:
                 figures = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
-                optim.require_finite(figures["loss"], step, config.learning_rate)
         if figures:
             figures["tokens_per_s"] = pace.lap()
         if config.val_fraction and (step % config.val_every == 0 or last):
             figures |= validate(model, sources, config, compute)
+            checkpoints.keep_best(step, figures["val_loss"], model)
         if figures:
             report(step, {"steps": config.steps, **figures})
             newest, figures = {**newest, **figures}, {}
         if config.sample_every and (step % config.sample_every == 0 or last):
             report.sample(step, prompt=config.sample_prompt, text=_sample(model, tok, config, step))
-        if checkpoints.due(step, config.checkpoint_every) or last or report.stopping:
+        if save:
             checkpoints.save(step, optim.state_tensors(model, optimizer), {"newest": newest})
-        if report.stopping and not last:
+        if stopping:
             raise Stopped(step)
+    step = checkpoints.load_best(model) if config.save_best else step
     report.fence()
-    card = {"stage": "pretrain", "run": run_dir.name, "parent": config.base or None}
+    card = {"stage": "pretrain", "run": run_dir.name, "parent": config.base or None, "step": step}
     checkpoint.save_model(run_dir / "model", model, tok, "base", card)
-    return _result(newest, model, sources, pace)
+    return _result(newest, model, sources, pace) | checkpoints.about(step)
 
 
 def learn(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -67,7 +68,7 @@ class Report:
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self.fence()
         with (self.run_dir / name).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines.write(json.dumps(finite(row), ensure_ascii=False) + "\n")
 
 
 class Pace:
@@ -91,6 +92,15 @@ class Pace:
 
     def overall(self) -> float:
         return round(self.total / max(self.seconds, 1e-9), 1)
+
+
+def finite(value: Any) -> Any:
+    """The same value for JSON: nan and inf, which its readers refuse, become None."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def die_with_stdin() -> None:

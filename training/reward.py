@@ -45,12 +45,13 @@ def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     if n < config.min_comparisons:
         raise TrainingError(f"Only {n} comparisons; this run needs {config.min_comparisons}: rank more completions.")
 
-    train_loss = _train(config, run_dir, report, model, rankings, held_out, tokenizer, compute)
-    result = {"train_loss": train_loss, "train_pairs": n, "rankings": len(rankings), "skipped_too_long": skipped + more}
+    result = _train(config, run_dir, report, model, rankings, held_out, tokenizer, compute)
+    result |= {"train_pairs": n, "rankings": len(rankings), "skipped_too_long": skipped + more}
     result |= _centre(model, rankings, demonstrations, tokenizer, compute)
     result |= _validate(model, rankings, held_out, tokenizer, compute, run_dir)
     report.fence()
-    meta = {"stage": "reward", "run": run_dir.name, "parent": config.base, "reward_std": result["reward_std"]}
+    meta = {"stage": "reward", "run": run_dir.name, "parent": config.base, "step": result["model_step"]}
+    meta |= {"reward_std": result["reward_std"]}
     checkpoint.save_model(run_dir / "model", model, tokenizer, "reward", meta | _lineage(card))
     return result | {"seconds": round(time.monotonic() - started, 2)}
 
@@ -72,10 +73,13 @@ def _train(
     held_out: list[Ranking],
     tokenizer: Tokenizer,
     compute: Compute,
-) -> float:
-    """Mean loss of the last tenth of the run. Which rankings a step takes depends on (seed, step) alone."""
+) -> dict[str, Any]:
+    """Mean loss of the last tenth of the run, and which step the weights are from.
+
+    Which rankings a step takes depends on (seed, step) alone.
+    """
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     per_epoch = math.ceil(len(rankings) / config.batch_size)
     steps = per_epoch * config.epochs
     units, rows = _units(config, rankings)
@@ -95,18 +99,21 @@ def _train(
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
         figures = _step(config, model, optimizer, batch, tokenizer, compute)
-        optim.require_finite(figures["loss"], step, config.learning_rate)
+        optim.require_finite(figures["loss"], step, config.learning_rate, figures["grad_norm"])
         losses.append(figures["loss"])
         validate = bool(held_out) and (step % val_every == 0 or step % per_epoch == 0)
         if validate:
             figures |= _curve(model, held_out, tokenizer, compute)
+            checkpoints.keep_best(step, figures["val_loss"], model)
         if step % config.log_every == 0 or step in (1, steps) or validate:
             report(step, {"steps": steps, **figures, "lr": rate})
-        if checkpoints.due(step, config.checkpoint_every) or step == steps or report.stopping:
+        stopping = report.stopping and step < steps
+        if checkpoints.due(step, config.checkpoint_every) or step == steps or stopping:
             checkpoints.save(step, optim.state_tensors(model, optimizer), {"losses": losses})
-        if report.stopping and step < steps:
+        if stopping:
             raise Stopped(step)
-    return statistics.fmean(losses[-max(1, steps // 10) :])
+    chosen = checkpoints.load_best(model) if config.save_best else steps
+    return {"train_loss": statistics.fmean(losses[-max(1, steps // 10) :])} | checkpoints.about(chosen)
 
 
 def _units(config: RewardConfig, rankings: list[Ranking]) -> tuple[list[Ranking], int]:

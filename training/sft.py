@@ -27,7 +27,7 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     monitors.learned_ends(sum(e.mask[-1] == 1 and e.ids[-1] == tok.eos_id for e in train), len(train))
     steps = config.epochs * math.ceil(len(train) / config.batch_size)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
-    checkpoints = Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     step, newest = 0, {}
     if saved := checkpoints.latest():
         step, newest = saved[0], saved[2]["newest"]
@@ -43,27 +43,33 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
         with pace.of(batch.tokens):
             rate, loss, norm = learn(model, optimizer, batch, config, compute, step, steps)
             step += 1
+            stopping = report.stopping and not last
+            save = checkpoints.due(step, config.checkpoint_every) or last or stopping
+            if step % config.log_every == 0 or save:
+                optim.require_finite(float(loss), step, config.learning_rate, float(norm))
             if step % config.log_every == 0 or last:
                 figures = {"loss": float(loss), "lr": rate, "grad_norm": float(norm)}
                 figures["learned_share"] = learned / batch.tokens
-                optim.require_finite(figures["loss"], step, config.learning_rate)
         if figures:
             figures["tokens_per_s"] = pace.lap()
         if val and (step % config.val_every == 0 or last):
             figures["val_loss"] = validate(model, val, config, tok, compute)
+            checkpoints.keep_best(step, figures["val_loss"], model)
         if figures:
             report(step, {"steps": steps, **figures})
             newest, figures = {**newest, **figures}, {}
         if config.sample_every and (step % config.sample_every == 0 or last):
             report.sample(step, **_sample(model, tok, val or train, config, step))
-        if checkpoints.due(step, config.checkpoint_every) or last or report.stopping:
+        if save:
             checkpoints.save(step, optim.state_tensors(model, optimizer), {"newest": newest})
-        if report.stopping and not last:
+        if stopping:
             raise Stopped(step)
+    step = checkpoints.load_best(model) if config.save_best else step
     report.fence()
-    card = {"stage": "sft", "run": run_dir.name, "parent": config.base}
+    card = {"stage": "sft", "run": run_dir.name, "parent": config.base, "step": step}
     checkpoint.save_model(run_dir / "model", model, tok, "sft", card)
     counts = {"rows": len(train), "val_rows": len(val), "skipped_too_long": skipped, "steps": steps}
+    counts |= checkpoints.about(step)
     return {**newest, **counts, "tokens_per_s": pace.overall(), "seconds": round(pace.seconds, 1)}
 
 

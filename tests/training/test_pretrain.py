@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.training.conftest import ROOT, curve, error_of, kill_at, rows_of, run_stage
 from training import checkpoint, device, mixture, optim, pretrain, tokenizer
+from training.__main__ import main
 from training.config import TrainingError
 from training.mixture import open_sources
 from training.model import GPT
@@ -187,8 +189,52 @@ def test_matrices_decay_and_vectors_do_not(tiny: Callable[..., GPT]) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run() -> None:
-    with pytest.raises(TrainingError, match=r"The loss is nan at step 3: start again with a learning rate below 0\.01"):
+    with pytest.raises(TrainingError, match=r"The loss is nan at step 3: lower learning_rate below 0\.01"):
         optim.require_finite(float("nan"), 3, 0.01)
+    with pytest.raises(TrainingError, match="The gradient is inf at step 3"):
+        optim.require_finite(1.0, 3, 0.01, float("inf"))
+
+
+def test_weights_that_are_no_numbers_reach_no_checkpoint_and_a_lower_rate_goes_on(
+    make_run: MakeRun, files: dict[str, str], tokenizer_dir: Path
+) -> None:
+    settings = payload(tokenizer_dir, steps=40, log_every=100, checkpoint_every=4, val_fraction=0.0, sample_every=0)
+    run_dir = make_run(settings | {"learning_rate": 1e9, "warmup_steps": 30, "grad_clip": 0.0}, files)
+    assert main(["pretrain", str(run_dir)]) == 1
+    assert re.search(r"The (loss|gradient) is (nan|inf) at step \d+: lower learning_rate", error_of(run_dir))
+    for tensors in run_dir.glob("checkpoints/*/tensors.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(tensors).values())
+    (run_dir / "config.json").write_text(json.dumps(settings | {"learning_rate": 1e-4}))
+    assert main(["pretrain", str(run_dir)]) == 0
+    assert not (run_dir / "error.json").exists()
+
+
+def test_another_width_than_the_checkpoints_is_a_sentence_and_nothing_is_lost(
+    make_run: MakeRun, files: dict[str, str], tokenizer_dir: Path
+) -> None:
+    settings = payload(tokenizer_dir, steps=20, sample_every=0)
+    run_dir, _ = train(make_run, files, **settings)
+    (run_dir / "config.json").write_text(json.dumps(settings | {"n_embd": 16}))
+    before = {path: path.read_bytes() for path in run_dir.glob("checkpoints/*/*")} | {run_dir: b""}
+    assert main(["pretrain", str(run_dir)]) == 1
+    assert "put the settings back, or remove the run's folder checkpoints" in error_of(run_dir)
+    assert {path: path.read_bytes() for path in run_dir.glob("checkpoints/*/*")} | {run_dir: b""} == before
+
+
+@pytest.mark.parametrize("save_best", [False, True])
+def test_the_model_is_the_last_or_the_best_steps(
+    save_best: bool, make_run: MakeRun, files: dict[str, str], tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([9.0, 3.0, 2.0, 4.0, 5.0])  # at steps 0, 5, 10, 15, 20
+    monkeypatch.setattr(pretrain, "validate", lambda *_: {"val_loss": next(losses)})
+    settings = payload(tokenizer_dir, steps=20, val_every=5, checkpoint_every=10, sample_every=0, save_best=save_best)
+    run_dir, result = train(make_run, files, **settings)
+    chosen = 10 if save_best else 20
+    assert (result["model_step"], result["best_step"], result["best_val_loss"]) == (chosen, 10, 2.0)
+    model, _, card = checkpoint.load_model(run_dir / "model")
+    stored = load_file(run_dir / "checkpoints" / f"step-000000{chosen}" / "tensors.safetensors")
+    assert card["step"] == chosen
+    assert torch.equal(model.wte.weight, stored["model.wte.weight"])
 
 
 @pytest.mark.parametrize(
@@ -210,8 +256,6 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     if "device" in changes and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    from training.__main__ import main
-
     settings = payload(tokenizer_dir, sources=[{"path": "data/a.txt"}], **changes)
     run_dir = make_run(settings, {"a.txt": content})
     assert main(["pretrain", str(run_dir)]) == 1

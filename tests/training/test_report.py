@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import rows_of
+from training.checkpoints import write_atomic
 from training.report import FENCED, Pace, Report
 
 
@@ -17,6 +18,14 @@ def test_each_report_is_a_line(tmp_path: Path) -> None:
     report.sample(10, prompt="¿pan?", text="sí\nno")
     assert rows_of(tmp_path / "metrics.jsonl") == [{"step": 10, "steps": 20, "loss": 1.5}]
     assert rows_of(tmp_path / "samples.jsonl") == [{"step": 10, "prompt": "¿pan?", "text": "sí\nno"}]
+
+
+def test_a_figure_that_is_no_number_is_null_to_every_reader_of_json(tmp_path: Path) -> None:
+    Report(tmp_path)(1, {"loss": float("nan"), "of": [float("inf"), 1.0], "parts": {"kl": float("-inf")}})
+    write_atomic(tmp_path / "result.json", {"loss": float("nan"), "steps": 3})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line == '{"step": 1, "loss": null, "of": [null, 1.0], "parts": {"kl": null}}\n'
+    assert json.loads((tmp_path / "result.json").read_text()) == {"loss": None, "steps": 3}
 
 
 def test_rewind_cuts_later_and_torn_lines(tmp_path: Path) -> None:
