@@ -7,6 +7,7 @@ are cores. Ours reads and checks the file, keeps the order, and writes a shard.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import tempfile
@@ -77,11 +78,8 @@ def encode_tiktoken(root: Path) -> Callable[[], dict[str, Any]]:
 
 
 def encode_tokenizers(root: Path) -> Callable[[], dict[str, Any]]:
-    import os
-
     from tokenizers import Tokenizer
 
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tok, text = Tokenizer.from_file(str(root / "tokenizer.json")), (root / "text.txt").read_text(encoding="utf-8")
     return _timed(lambda: tok.encode_batch_fast(text.split("<|endoftext|>\n"), add_special_tokens=False))
 
@@ -113,6 +111,7 @@ def main(rounds: int = 5) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # all cores, as outside the harness
         harness.serve(lambda: CONTENDERS[sys.argv[2]](Path(sys.argv[1])))
     else:
         main()

@@ -107,6 +107,31 @@ def test_packed_steps_have_the_loss_and_gradient_of_unpacked_ones(tok: Tokenizer
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+def test_each_packed_example_has_the_loss_it_has_alone(tok: Tokenizer, tiny: Callable[..., GPT]) -> None:
+    model = tiny(n_positions=64)
+    rows = [example(tok, f"¿{'pan ' * (n % 5)}{n}?", "Cinco monedas. " * (1 + n % 3)) for n in range(13)]
+    batch = batch_of(rows, tok, packing=True)
+    assert batch.documents is not None
+
+    def means(batch: demonstrations.Batch) -> list[float]:
+        """The mean loss of every example in the batch."""
+        hidden = model(batch.inputs, batch.positions, documents=batch.documents)
+        losses = torch.nn.functional.cross_entropy(
+            model.logits(hidden).mT, batch.targets, ignore_index=-1, reduction="none"
+        )
+        documents = torch.ones_like(batch.targets) if batch.documents is None else batch.documents
+        return [
+            float(row[(own == number) & (targets >= 0)].mean())
+            for row, own, targets in zip(losses, documents, batch.targets, strict=True)
+            for number in range(1, int(own.max()) + 1)
+        ]
+
+    with torch.no_grad():
+        alone = [loss for row in rows for loss in means(batch_of([row], tok))]
+        assert sorted(means(batch)) == pytest.approx(sorted(alone), abs=1e-5)
+    assert len(alone) == 13
+
+
 def test_a_packed_run_learns_what_an_unpacked_one_learns(make_run: MakeRun, base_dir: Path) -> None:
     losses = []
     rows = [row | {"response": "monedas " * (i % 4) + "."} for i, row in enumerate(demonstrations_of(12))]
