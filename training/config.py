@@ -114,7 +114,7 @@ class SFTConfig(_Optimised):
     val: str = _field("", "Held-out rows of the same shape; empty = val_fraction of the data.")
     val_fraction: float = _field(0.05, "Share of the rows kept for validation where no file is given.", low=0, high=0.5)
     epochs: int = _field(3, "Passes over the rows.", low=1)
-    batch_size: int = _field(16, "Demonstrations per step.", low=1)
+    batch_size: int = _field(16, "Demonstrations per step, packed or not.", low=1)
     packing: bool = _field(
         True, "Short demonstrations share a row, unseen by each other: faster, and the same is learned.", advanced=True
     )

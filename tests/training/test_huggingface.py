@@ -14,7 +14,7 @@ from training import huggingface
 from training.checkpoint import load_model, load_reward_model, save_model
 from training.config import TrainingError
 from training.model import GPT, RewardModel
-from training.vocabulary import Tokenizer
+from training.vocabulary import Tokenizer, named
 
 TOLERANCE = 1e-4
 KINDS = [{}, {"tie_head": False}, {"norm": "post"}, {"norm": "post", "tie_head": False}, {"positions": "sinusoidal"}]
@@ -98,6 +98,24 @@ def test_we_compute_their_logits(
         assert gap(logits(model.eval(), ids)[..., : tok.eos_id + 1], expected) <= TOLERANCE
     assert expected.std() > 0.5
     assert torch.isfinite(logits(model, torch.tensor([prompt_ids(own)]))).all()
+
+
+@pytest.mark.slow
+def test_gpt2_at_its_published_size_is_the_same_function_both_ways(tmp_path: Path, transformers: Any) -> None:
+    """124 M parameters, a context of 1,024, GPT-2's own vocabulary: the folder that people bring."""
+    torch.manual_seed(7)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config()).eval()
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="200MB")
+    named("gpt2").save(tmp_path / "theirs")
+    ours, tok, _ = load_model(tmp_path / "theirs")
+    ids = torch.randint(50_257, (1, 1024), generator=torch.Generator().manual_seed(2))
+    save_model(tmp_path / "ours", ours.eval(), tok, "base", {})
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert gap(logits(ours, ids)[..., :50_257], expected) <= TOLERANCE
+        assert gap(again(ids).logits[..., :50_257], expected) <= TOLERANCE
+    assert again.num_parameters() == sum(p.numel() for p in ours.parameters()) == 124_439_808 + 3 * 768
 
 
 def test_sharded_weights_are_read(tok: Tokenizer, tmp_path: Path, transformers: Any) -> None:

@@ -40,6 +40,14 @@ def test_weights_hold_within_one_row_over_ten_thousand(batch: int) -> None:
         assert counts[which] / counts.total() == pytest.approx(weight / sum(GPT3), rel=0.01)
 
 
+def test_rows_of_ten_thousand_come_from_their_sources_by_weight() -> None:
+    sources = [source_of(range(1000 * n, 1000 * n + 300), weight) for n, weight in enumerate(GPT3)]
+    firsts = torch.cat([mixture.batch(sources, 1, step, 100, 8)[0][:, 0] for step in range(100)])
+    shares = torch.bincount(firsts // 1000) / len(firsts)
+    for share, weight in zip(shares.tolist(), GPT3, strict=True):
+        assert share == pytest.approx(weight / sum(GPT3), rel=0.01)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), st.integers(0, 10**7), st.integers(1, 40))
 def test_turns_go_on_without_gap_or_repeat_wherever_they_are_cut(weights: list[float], first: int, rows: int) -> None:
