@@ -1,9 +1,8 @@
-"""Keys and values of the tokens that a batch has read, and where its next tokens go.
-
-Shapes: B rows, T tokens, H heads, D = n_embd // n_head, S slots.
-"""
+"""Keys and values of the tokens that have been read: one block of memory, written in place."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,42 +11,38 @@ from training.config import ModelConfig
 
 
 class Cache:
-    """Keys and values of S slots, one tensor (S, H, T, D) per layer; at(slots) is a view on some of the slots."""
+    """Keys and values of S rows of at most `length` tokens. Axes: layer, key or value, row, head, token, channel."""
 
-    def __init__(
-        self, config: ModelConfig, slots: int, length: int, device: torch.device, dtype: torch.dtype | None = None
-    ) -> None:
-        # One place more than `length`: right padding that reaches past the end is written there and never read.
-        shape = (slots, config.n_head, length + 1, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.slots: Tensor | None = None
-        self.length = length
+    def __init__(self, config: ModelConfig, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.rows, self.length, self.heads = rows, length, config.n_head
+        self.width = config.n_embd // config.n_head
+        self.data = torch.zeros(config.n_layer, 2, rows, self.heads, length, self.width, device=device, dtype=dtype)
+        self._lines = self.data.view(config.n_layer, -1, self.width)  # one line per key or value, row, head and token
+        self._starts = torch.arange(2 * rows * self.heads, device=device).view(2, rows, self.heads) * length
 
-    def at(self, slots: Tensor) -> Cache:
-        """The same memory for a batch whose row b lives in slot slots[b]."""
-        view = object.__new__(Cache)
-        view.keys, view.values, view.length, view.slots = self.keys, self.values, self.length, slots
-        return view
+    def places(self, at: Tensor) -> Tensor:
+        """Lines of the token at[b] of rows b = 0 .. n - 1, keys first: (2 n H,). The same for every layer."""
+        return (self._starts[:, : len(at)] + at[:, None]).flatten()
 
-    def extend(self, layer: int, k: Tensor, v: Tensor, index: Tensor, upto: int) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, H, T, D) at index (B, T) of their slots; return what the slots hold, (B, H, upto, D)."""
-        keys, values = self.keys[layer], self.values[layer]
-        rows = torch.arange(len(index), device=index.device) if self.slots is None else self.slots
-        keys[rows[:, None], :, index] = k.transpose(1, 2).to(keys.dtype)  # indexed dimensions come first: (B, T, H, D)
-        values[rows[:, None], :, index] = v.transpose(1, 2).to(values.dtype)
-        if self.slots is None:
-            return keys[: len(index), :, :upto], values[: len(index), :, :upto]
-        return keys[rows, :, :upto], values[rows, :, :upto]
+    def write(self, layer: int, kv: Tensor, places: Tensor) -> None:
+        """kv (2, n, H, D), one token a row."""
+        self._lines[layer].index_copy_(0, places, kv.reshape(-1, self.width).to(self.data.dtype))
 
+    def fill(self, layer: int, rows: Tensor, k: Tensor, v: Tensor, source: Tensor) -> None:
+        """The first T tokens of rows (n,): row rows[i] takes k, v (U, H, T, D) of text source[i]."""
+        self.data[layer, 0][rows, :, : k.shape[2]] = k[source].to(self.data.dtype)
+        self.data[layer, 1][rows, :, : k.shape[2]] = v[source].to(self.data.dtype)
 
-class Past:
-    """Where new tokens go in the cache and what they may see; the same for every layer."""
+    def views(self, rows: int, upto: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Per layer, keys (rows H, D, upto), which a product with queries wants, and values (rows H, upto, D)."""
+        shape = (-1, rows * self.heads, self.length, self.width)
+        keys, values = (self.data[:, kind, :rows].view(shape)[:, :, :upto] for kind in (0, 1))
+        return keys.transpose(2, 3).unbind(0), values.unbind(0)
 
-    def __init__(self, cache: Cache, lengths: Tensor, time: int) -> None:
-        self.cache = cache
-        index = lengths[:, None] + torch.arange(time, device=lengths.device)  # (B, T)
-        self.index = index.clamp(max=cache.length)
-        self.upto = min(int(lengths.max()) + time, cache.length)
-        seen = torch.arange(self.upto, device=lengths.device)
-        self.mask = (seen <= self.index[:, :, None])[:, None]  # (B, 1, T, upto)
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first tokens of row source into row target."""
+        self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
+
+    def reorder(self, source: Tensor, length: int) -> None:
+        """Row i becomes what row source[i] was, in its first tokens; for beam search."""
+        self.data[:, :, : len(source), :, :length] = self.data[:, :, source, :, :length]

@@ -2,70 +2,33 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.config import TrainingError
+from training.decode import Decoder
 from training.device import Compute
 from training.model import GPT
-from training.sampling import choose, uniforms
+from training.request import FinishReason, Request, Text
+from training.rows import Rows
 from training.vocabulary import Tokenizer
-
-FinishReason = Literal["eos", "length", "cancelled"]
-
-
-@dataclass(eq=False)
-class Request:
-    """One completion to write, and afterwards what was written.
-
-    `logprobs` are those of the temperature-scaled distribution before top-k and top-p: what the trainer computes for
-    the same tokens. `filtered` says whether a filter was on, so that nobody takes such samples for on-policy ones.
-    `on_token` gets every new piece of text that is complete UTF-8; it runs on the thread that steps the engine.
-    """
-
-    prompt_ids: Sequence[int]
-    max_new_tokens: int = 48
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    on_token: Callable[[str], None] | None = None
-    on_finish: Callable[[Request], None] | None = None
-
-    tokens: list[int] = field(default_factory=list, init=False)
-    logprobs: list[float] = field(default_factory=list, init=False)
-    text: str = field(default="", init=False)
-    finish_reason: FinishReason | None = field(default=None, init=False)
-    failure: Exception | None = field(default=None, init=False)  # what on_token raised, if it did
-    done: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
-    cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
-
-    @property
-    def filtered(self) -> bool:
-        return self.top_k > 0 or self.top_p < 1
-
-    def cancel(self) -> None:
-        """Ask for an early end, from any thread; the request finishes before the engine's next step."""
-        self.cancelled.set()
 
 
 class _Slot:
-    """A running request: its stream of uniforms and the bytes that are not yet a whole character."""
+    """A running request: how long it is and may become, and what of its text may be shown."""
 
     def __init__(self, request: Request, budget: int) -> None:
-        self.request = request
-        self.uniforms = uniforms(request.seed, budget)
-        self.length = len(request.prompt_ids)  # tokens whose keys and values are, or are about to be, in the cache
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.request, self.budget = request, budget
+        self.prompt = tuple(request.prompt_ids)
+        self.length = len(self.prompt)  # tokens of prompt and completion, the newest drawn included
+        self.first: Tensor | None = None  # logits (V,) after the prompt
+        self.text = Text(request.stop) if request.stop or request.on_token is not None else None
 
 
 class Engine:
@@ -73,6 +36,7 @@ class Engine:
 
     Running requests sit in rows 0 .. n - 1 of the cache, so a step reads one contiguous view; when a row falls free,
     the last one moves into it. Prompts are right-padded: causal attention never looks at what stands to the right.
+    The engine writes with the weights that the model had when the engine was made.
     """
 
     def __init__(
@@ -83,14 +47,13 @@ class Engine:
         compute: Compute | None = None,
         context: int | None = None,
     ) -> None:
-        self.model = model.eval()
         self.tokenizer = tokenizer
         self.special_ids = frozenset(tokenizer.special.values())
         self.max_batch = max_batch
         self.device = model.device
-        self.compute = compute or Compute(model.device, bf16=False)
         self.room = min(context or model.config.n_positions, model.config.n_positions)
-        self.cache = model.cache(max_batch, self.room, torch.bfloat16 if self.compute.bf16 else None)
+        self.decoder = Decoder(model, max_batch, self.room, compute or Compute(model.device, bf16=False))
+        self.rows = Rows(max_batch, self.room, model.config.vocab_size, model.device)
         self.slots: list[_Slot] = []
         self.waiting: deque[Request] = deque()
         self.news = threading.Event()  # set by submit, so that an idle serving thread can sleep
@@ -120,107 +83,87 @@ class Engine:
         for row in range(len(self.slots) - 1, -1, -1):
             if self.slots[row].request.cancelled.is_set():
                 self._leave(row, "cancelled")
-        joining = self._join()
-        running = len(self.slots) - len(joining)
+        running = len(self.slots)
+        self._join()
         if running:
-            self._advance(0, self._decode(running))
-        if joining:
+            upto = max(slot.length for slot in self.slots[:running])
+            logits = self.decoder.step(self.rows.tokens[:running], self.rows.places[:running], upto)
+            self._advance(0, logits)
+        if len(self.slots) > running:
             self._advance(running, self._prefill(running))
         for row in range(len(self.slots) - 1, -1, -1):
             reason = self._ended(self.slots[row])
             if reason is not None:
                 self._leave(row, reason)
 
-    def _join(self) -> list[_Slot]:
-        joining: list[_Slot] = []
+    def _join(self) -> None:
         while self.waiting and len(self.slots) < self.max_batch:
             request = self.waiting.popleft()
-            budget = min(request.max_new_tokens, self.room - len(request.prompt_ids))
-            slot = _Slot(request, budget)
-            if request.cancelled.is_set() or budget < 1:
+            slot = _Slot(request, min(request.max_new_tokens, self.room - len(request.prompt_ids)))
+            if request.cancelled.is_set() or slot.budget < 1:
                 self._finish(slot, "cancelled" if request.cancelled.is_set() else "length")
                 continue
-            joining.append(slot)
+            self.rows.put(len(self.slots), request, slot.budget)
             self.slots.append(slot)
-        return joining
 
     def _prefill(self, start: int) -> Tensor:
-        """Logits (B, V) after the prompts of the rows from start on, padded on the right to the longest."""
-        prompts = [slot.request.prompt_ids for slot in self.slots[start:]]
-        longest = max(map(len, prompts))
-        tokens = np.full((len(prompts), longest), self.tokenizer.pad_id)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-        rows = torch.arange(start, len(self.slots), device=self.device)
-        with self.compute.autocast():
-            hidden = self.model(
-                self._tensor(tokens), cache=self.cache.at(rows), lengths=torch.zeros_like(rows)
-            )  # (B, T, d)
-        last = self._tensor([len(prompt) - 1 for prompt in prompts])
-        return self.model.logits(hidden[torch.arange(len(prompts), device=self.device), last].float())
-
-    def _decode(self, running: int) -> Tensor:
-        """Logits (B, V) after the newest token of the first rows."""
-        slots = self.slots[:running]
-        tokens = self._tensor([[slot.request.tokens[-1]] for slot in slots])
-        lengths = self._tensor([slot.length - 1 for slot in slots])
-        with self.compute.autocast():  # a cache without slots gives the first rows, as a view
-            hidden = self.model(tokens, cache=self.cache, lengths=lengths)
-        return self.model.logits(hidden[:, -1].float())
+        """Logits (B, V) after the prompts of the rows from start on; a prompt that several wait for is read once."""
+        running = {slot.prompt: row for row, slot in enumerate(self.slots[:start])}
+        texts: dict[tuple[int, ...], int] = {}
+        rows, source = [], []
+        for row, slot in enumerate(self.slots[start:], start):
+            if slot.prompt in running:
+                self.decoder.cache.copy(running[slot.prompt], row, len(slot.prompt))
+                slot.first = self.slots[running[slot.prompt]].first
+            else:
+                rows.append(row)
+                source.append(texts.setdefault(slot.prompt, len(texts)))
+        if texts:
+            tokens = np.full((len(texts), max(map(len, texts))), self.tokenizer.pad_id)
+            for text, prompt in enumerate(texts):
+                tokens[text, : len(prompt)] = prompt
+            lengths = self._tensor([len(prompt) for prompt in texts])
+            logits = self.decoder.prefill(self._tensor(tokens), lengths, self._tensor(rows), self._tensor(source))
+            for row, text in zip(rows, source, strict=True):
+                self.slots[row].first = logits[text]
+        return torch.stack([slot.first for slot in self.slots[start:] if slot.first is not None])
 
     def _advance(self, start: int, logits: Tensor) -> None:
         """Draw and store one token for each row from start on."""
-        slots = self.slots[start : start + logits.shape[0]]
-        requests = [slot.request for slot in slots]
-        drawn, logprobs = choose(
-            logits,
-            self._tensor([slot.uniforms[len(slot.request.tokens)] for slot in slots]),
-            self._tensor([request.temperature for request in requests]),
-            self._tensor([request.top_k for request in requests]),
-            self._tensor([request.top_p for request in requests]),
-        )
+        slots = self.slots[start : start + len(logits)]
+        drawn, logprobs = self.rows.choose(start, logits, [slot.request for slot in slots])
         for slot, token, logprob in zip(slots, drawn.tolist(), logprobs.tolist(), strict=True):
             slot.request.tokens.append(token)
             slot.request.logprobs.append(logprob)
             slot.length += 1
-            if slot.request.on_token is not None:
-                self._emit(slot, token)
-
-    def _emit(self, slot: _Slot, token: int) -> None:
-        """Hand out the characters that this token completes; half a character waits for its other half."""
-        if token in self.special_ids:
-            return
-        self._tell(slot.request, slot.decoder.decode(self.tokenizer.decode_bytes([token])))
-
-    @staticmethod
-    def _tell(request: Request, piece: str) -> None:
-        """A listener that fails loses its own request; its neighbours go on."""
-        if piece and request.on_token is not None:
-            try:
-                request.on_token(piece)
-            except Exception as failure:
-                request.failure = failure
-                request.cancel()
+            if slot.text is not None and token not in self.special_ids:
+                slot.request.tell(slot.text.feed(self.tokenizer.decode_bytes([token])))
 
     def _ended(self, slot: _Slot) -> FinishReason | None:
         if slot.request.tokens[-1] == self.tokenizer.eos_id:
             return "eos"
-        return "length" if len(slot.request.tokens) == len(slot.uniforms) else None
+        if slot.text is not None and slot.text.stopped:
+            return "stop"
+        return "length" if len(slot.request.tokens) == slot.budget else None
 
     def _leave(self, row: int, reason: FinishReason) -> None:
         """Free a row: the last running request moves into it, so the rows in use stay contiguous."""
         slot, last = self.slots[row], self.slots.pop()
         if slot is not last:
-            for layer in (*self.cache.keys, *self.cache.values):
-                layer[row, :, : last.length] = layer[len(self.slots), :, : last.length]
+            self.decoder.cache.copy(len(self.slots), row, last.length)
+            self.rows.move(len(self.slots), row)
             self.slots[row] = last
         self._finish(slot, reason)
 
     def _finish(self, slot: _Slot, reason: FinishReason) -> None:
         request = slot.request
-        request.text = self.tokenizer.decode([t for t in request.tokens if t not in self.special_ids])
+        if slot.text is not None:
+            request.tell(slot.text.feed(b"", final=True))
+        if slot.text is not None and slot.text.stopped:
+            request.text = slot.text.shown
+        else:
+            request.text = self.tokenizer.decode([t for t in request.tokens if t not in self.special_ids])
         request.finish_reason = reason
-        self._tell(request, slot.decoder.decode(b"", final=True))
         request.done.set()
         if request.on_finish is not None:
             request.on_finish(request)

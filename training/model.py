@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.cache import Cache, Past
 from training.config import ModelConfig, TrainingError
 
 
@@ -23,15 +22,11 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, layer: int, past: Past | None, seen: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
         batch, time, width = x.shape
         q, k, v = self.c_attn(x).view(batch, time, 3, self.n_head, width // self.n_head).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        if past is None:
-            y = causal_attention(q, k, v, dropout, seen)
-        else:
-            k, v = past.cache.extend(layer, k, v, past.index, past.upto)
-            y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=past.mask)
+        y = causal_attention(q, k, v, dropout, seen)
         y = y.transpose(1, 2).reshape(batch, time, width)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -81,11 +76,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, past: Past | None, seen: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
         if self.pre:
-            x = x + self.attn(self.ln_1(x), layer, past, seen)
+            x = x + self.attn(self.ln_1(x), seen)
             return x + self.mlp(self.ln_2(x))
-        x = self.ln_1(x + self.attn(x, layer, past, seen))
+        x = self.ln_1(x + self.attn(x, seen))
         return self.ln_2(x + self.mlp(x))
 
 
@@ -112,49 +107,33 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        lengths: Tensor | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T) ids -> (B, T, n_embd). With a cache, row b's tokens follow the lengths[b] that its slot holds.
+    @property
+    def position_table(self) -> Tensor:
+        """(n_positions, n_embd)."""
+        return self.wpe.weight if self.config.positions == "learned" else self.waves
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, n_embd).
 
         documents (B, T): a token looks only at tokens of its own number, so several texts can share a row; give
         positions that begin again with each.
         """
         assert tokens.ndim == 2, tokens.shape
-        assert documents is None or cache is None
-        time = tokens.shape[1]
-        past = None
-        if cache is not None:
-            assert lengths is not None
-            past = Past(cache, lengths, time)
-            positions = past.index.clamp(max=self.config.n_positions - 1) if positions is None else positions
-        elif time > self.config.n_positions:
+        time, table = tokens.shape[1], self.position_table
+        if time > self.config.n_positions:
             raise TrainingError(
                 f"The text has {time} tokens and the model reads {self.config.n_positions}: shorten it."
             )
-        x = self.wte(tokens) + self._positions(time, positions)
+        x = self.wte(tokens) + (table[:time] if positions is None else F.embedding(positions, table))
         x = F.dropout(x, self.config.dropout, self.training)
         seen = None if documents is None else (documents[:, None, :] == documents[:, :, None]).tril()[:, None]
-        for layer, block in enumerate(self.h):
-            x = block(x, layer, past, seen)
+        for block in self.h:
+            x = block(x, seen)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., n_embd) -> (..., V)."""
         return F.linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
-
-    def cache(self, slots: int, length: int | None = None, dtype: torch.dtype | None = None) -> Cache:
-        """An empty cache for `slots` rows of at most `length` tokens (default: the context)."""
-        return Cache(self.config, slots, length or self.config.n_positions, self.device, dtype)
-
-    def _positions(self, time: int, positions: Tensor | None) -> Tensor:
-        table = self.wpe.weight if self.config.positions == "learned" else self.waves
-        return table[:time] if positions is None else F.embedding(positions, table)
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:
@@ -204,27 +183,3 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-@torch.no_grad()
-def continue_text(
-    model: GPT, ids: list[int], max_new_tokens: int, temperature: float, seed: int, eos_id: int
-) -> list[int]:
-    """Sample one text after `ids`, EOS included where it comes; temperature 0 takes the likeliest token."""
-    room = model.config.n_positions
-    ids = ids[-(room - 1) :]
-    random = torch.Generator().manual_seed(seed)
-    cache, new = model.cache(1), list[int]()
-    tokens, length = torch.tensor([ids], device=model.device), 0
-    while len(new) < max_new_tokens and length + tokens.shape[1] <= room:
-        hidden = model(tokens, cache=cache, lengths=torch.tensor([length], device=model.device))[:, -1]
-        length += tokens.shape[1]
-        logits = model.logits(hidden)[0].float().cpu()
-        choice = (
-            logits.argmax() if temperature == 0 else (logits / temperature).softmax(-1).multinomial(1, generator=random)
-        )
-        new.append(int(choice))
-        if new[-1] == eos_id:
-            break
-        tokens = torch.tensor([[new[-1]]], device=model.device)
-    return new

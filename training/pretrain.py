@@ -13,8 +13,9 @@ from training import checkpoint, data, device, mixture, optim, vocabulary
 from training.checkpoints import Checkpoints
 from training.config import PretrainConfig, TrainingError
 from training.device import Compute
+from training.engine import generate
 from training.mixture import Source
-from training.model import GPT, continue_text, parameter_count
+from training.model import GPT, parameter_count
 from training.report import Pace, Report, Stopped
 from training.vocabulary import Tokenizer
 
@@ -155,8 +156,9 @@ def _start(config: PretrainConfig, run_dir: Path, compute: Compute) -> tuple[GPT
 def _sample(model: GPT, tok: Tokenizer, config: PretrainConfig, step: int) -> str:
     model.eval()
     ids = tok.encode(config.sample_prompt) or [tok.eos_id]
-    new = continue_text(model, ids, config.sample_tokens, 0.8, optim.step_seed(config.seed, step), tok.eos_id)
-    return tok.decode(i for i in new if i != tok.eos_id)
+    seed = optim.step_seed(config.seed, step)
+    ids = ids[-(model.config.n_positions - 1) :]
+    return generate(model, tok, [ids], [seed], max_new_tokens=config.sample_tokens, temperature=0.8)[0].text
 
 
 def _result(newest: dict[str, float], model: GPT, sources: Sequence[Source], pace: Pace) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""Choosing the next token: temperature, top-k, top-p (Holtzman et al. 2020), and a stream of uniforms per request."""
+"""Choosing the next token: temperature, top-k, top-p (Holtzman et al. 2020), penalties, uniforms of each request."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 64  # tokens whose mass is summed before the inner search
 
 
 def uniforms(seed: int, n: int) -> np.ndarray:
@@ -33,18 +36,48 @@ def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), float("-inf"))
 
 
-def choose(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+def penalised(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Logits (B, V) in which seen (B, V) tokens are less likely by penalty (B,); 1 changes nothing.
+
+    Keskar et al. 2019 (CTRL) divide the logits of tokens that stand in the text already. A negative one is multiplied
+    instead: division would make such a token likelier.
+    """
+    by = penalty[:, None]
+    return torch.where(seen, torch.where(logits > 0, logits / by, logits * by), logits)
+
+
+def draw(shares: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens (B,) of shares (B, V), which need not sum to 1: the cumulative sum inverted at one uniform a row.
+
+    In two steps, chunks and then the tokens of one chunk, since a cumulative sum in float64 over a whole vocabulary
+    would be the longest part of drawing; fp32 would round away the tail of a vocabulary of 200 k. A token of share 0
+    is never drawn, whatever the rounding.
+    """
+    rows, vocabulary = shares.shape
+    if vocabulary % CHUNK:
+        shares = F.pad(shares, (0, CHUNK - vocabulary % CHUNK))
+    chunks = shares.view(rows, -1, CHUNK)
+    upto = chunks.sum(-1).double().cumsum(-1)  # (B, C)
+    target = uniform.double()[:, None] * upto[:, -1:]
+    chunk = torch.searchsorted(upto, torch.minimum(target, upto[:, -1:] * (1 - 1e-12)), right=True)  # (B, 1)
+    before = F.pad(upto, (1, 0)).gather(1, chunk)
+    inner = chunks.gather(1, chunk[:, :, None].expand(rows, 1, CHUNK))[:, 0].double().cumsum(-1)  # (B, CHUNK)
+    rest = torch.minimum(target - before, inner[:, -1:] * (1 - 1e-12))
+    return (chunk * CHUNK + torch.searchsorted(inner, rest, right=True)).squeeze(-1)
+
+
+def choose(
+    logits: Tensor, uniform: Tensor, temperature: Tensor, allowed: Tensor | None = None, greedy: bool = True
+) -> tuple[Tensor, Tensor]:
     """Next tokens (B,) and their log-probabilities (B,), from logits (B, V) and one uniform a row.
 
     Log-probabilities are those of the temperature-scaled but unfiltered distribution: what the trainer computes.
-    The cumulative distribution is inverted in float64: fp32 would round away the tail of a vocabulary of 200 k.
+    `allowed` (B, V) are scaled logits with every filter and penalty, where there is one. greedy=False says that no
+    row has temperature 0.
     """
     logprobs = scaled(logits, temperature).log_softmax(-1)
-    allowed = logprobs
-    if bool(((top_k > 0) | (top_p < 1)).any()):
-        allowed = filtered(logprobs, top_k, top_p)
-    cumulative = allowed.double().exp().cumsum(-1)
-    threshold = uniform.double()[:, None] * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    tokens = torch.where(temperature > 0, drawn, logits.argmax(-1))
+    shares = (logprobs if allowed is None else allowed).softmax(-1)
+    tokens = draw(shares, uniform)
+    if greedy:
+        tokens = torch.where(temperature > 0, tokens, (logits if allowed is None else allowed).argmax(-1))
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)

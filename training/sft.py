@@ -13,7 +13,8 @@ from training.checkpoints import Checkpoints
 from training.config import SFTConfig, TrainingError
 from training.demonstrations import Batch, Example, collate
 from training.device import Compute
-from training.model import GPT, continue_text
+from training.engine import generate
+from training.model import GPT
 from training.pretrain import token_loss
 from training.report import Pace, Report, Stopped
 from training.vocabulary import Tokenizer
@@ -143,5 +144,6 @@ def _sample(model: GPT, tok: Tokenizer, examples: Sequence[Example], config: SFT
     prompt = examples[step // config.sample_every % len(examples)].prompt
     ids = chat.render_prompt(tok, prompt)
     prompt = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    new = continue_text(model, ids, config.sample_tokens, 0.8, optim.step_seed(config.seed, step), tok.eos_id)
-    return {"prompt": prompt, "text": tok.decode(i for i in new if i != tok.eos_id)}
+    ids, seed = ids[-(model.config.n_positions - 1) :], optim.step_seed(config.seed, step)
+    (new,) = generate(model, tok, [ids], [seed], max_new_tokens=config.sample_tokens, temperature=0.8)
+    return {"prompt": prompt, "text": new.text}

@@ -2,16 +2,20 @@
 
 import random
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.training.tiny import make_model, make_tokenizer
-from training.config import TrainingError
+from training.config import ModelConfig, TrainingError
+from training.device import Compute
 from training.engine import Engine, EngineThread, Request, generate
+from training.model import GPT
 from training.rollout import Episodes, completion_logprobs
 
 TOKENIZER = make_tokenizer()
+FP32 = Compute(torch.device("cpu"), bf16=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +54,9 @@ def test_greedy_text_equals_the_full_forward_pass_token_by_token(model):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_logprobs_equal_the_trainers(model, temperature):
-    from training.device import Compute
-
     requests = generate(model, TOKENIZER, _prompts(9), range(9), max_new_tokens=30, temperature=temperature)
     episodes = Episodes.of(requests, TOKENIZER.pad_id, "cpu")
-    trainer, _ = completion_logprobs(model, episodes, temperature, Compute(torch.device("cpu"), bf16=False))
+    trainer, _ = completion_logprobs(model, episodes, temperature, FP32)
     sampled = torch.tensor([p for request in requests for p in request.logprobs])
     assert len(sampled) > 60
     assert (trainer - sampled).abs().max() <= 1e-5
@@ -121,37 +123,114 @@ def test_a_prompt_that_cannot_be_read_whole_is_refused_with_its_length(model, le
 
 def test_the_next_token_policy_gives_the_exact_sequence():
     """openai/lm-human-preferences' test: a network that says "next = previous + 1"."""
-    model = make_model(TOKENIZER, layers=1)
+    width = 32
+    config = ModelConfig(vocab_size=TOKENIZER.vocab_size, n_positions=64, n_embd=width, n_layer=1, n_head=4)
+    model = GPT(replace(config, tie_head=False))
+    torch.manual_seed(0)
+    codes = torch.nn.functional.normalize(torch.randn(TOKENIZER.vocab_size, width), dim=-1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         model.ln_f.weight.fill_(1.0)
-        width = model.config.n_embd
-        torch.manual_seed(0)
-        codes = torch.nn.functional.normalize(torch.randn(TOKENIZER.vocab_size, width), dim=-1)
         model.wte.weight.copy_(codes)
-    model.logits = lambda hidden: 50 * hidden @ codes.roll(1, 0).T  # token t + 1 answers to the code of t
-    request = Request([10], 20, seed=9)
-    _alone(model, request)
-    assert request.tokens == list(range(11, 31))
+        model.lm_head.weight.copy_(50 * codes.roll(1, 0))  # token t + 1 answers to the code of t
+    requests = generate(model, TOKENIZER, [[10], [5, 40], [100]], [9, 8, 7], max_new_tokens=20)
+    assert [r.tokens for r in requests] == [list(range(start, start + 20)) for start in (11, 41, 101)]
+
+
+def _scripted(model, request: Request, script: list[int]) -> Request:
+    """An engine whose network says what the script says."""
+    engine = Engine(model, TOKENIZER, 1)
+    steps = iter(script)
+    engine.decoder.logits = lambda x: torch.nn.functional.one_hot(
+        torch.tensor([next(steps)]), TOKENIZER.vocab_size
+    ).float()
+    engine.submit(request)
+    engine.run_until_idle()
+    return request
 
 
 def test_streamed_pieces_are_whole_characters_and_make_the_text(model):
     euro = list("€".encode())
     pieces: list[str] = []
-    request = Request([7], 6, temperature=0.0, on_token=pieces.append)
-    script = [*euro, ord("a"), *euro[:2]]
-    real = model.logits
-    steps = iter(script)
-    try:
-        model.logits = lambda hidden: torch.nn.functional.one_hot(
-            torch.tensor([next(steps)]), TOKENIZER.vocab_size
-        ).float()
-        _alone(model, request)
-    finally:
-        model.logits = real
+    request = _scripted(model, Request([7], 6, temperature=0.0, on_token=pieces.append), [*euro, ord("a"), *euro[:2]])
     assert pieces == ["€", "a", "�"]
     assert "".join(pieces) == request.text
+
+
+def test_a_stop_string_across_tokens_ends_the_text_before_it_and_is_never_shown(model):
+    pieces: list[str] = []
+    request = Request([7], 40, temperature=0.0, stop=["\nUser:", "zzz"], on_token=pieces.append)
+    _scripted(model, request, list(b"one\nUse two\nUser: three"))
+    assert request.finish_reason == "stop"
+    assert request.text == "".join(pieces) == "one\nUse two"
+    assert bytes(request.tokens) == b"one\nUse two\nUser:"  # what was drawn stays, with its log-probabilities
+    assert len(request.logprobs) == len(request.tokens)
+    quiet = _scripted(model, Request([7], 40, temperature=0.0, stop=["ree"]), list(b"one two three four"))
+    assert (quiet.text, quiet.finish_reason) == ("one two th", "stop")
+
+
+def test_what_only_began_a_stop_string_is_shown_at_the_end(model):
+    request = _scripted(model, Request([7], 5, temperature=0.0, stop=["END"]), list(b"an EN"))
+    assert (request.text, request.finish_reason) == ("an EN", "length")
+
+
+def test_repetition_penalty_counts_prompt_and_completion(model):
+    prompt = _prompts(1)[0]
+    request = _alone(model, Request(prompt, 15, temperature=0.0, repetition_penalty=1e9))
+    ids = list(prompt)
+    for token in request.tokens:
+        with torch.no_grad():
+            logits = model.logits(model(torch.tensor([ids]))[0, -1])
+        seen = torch.tensor(sorted(set(ids)))
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / 1e9, logits[seen] * 1e9)
+        assert token == int(logits.argmax())
+        ids.append(token)
+    assert len(set(ids[-15:])) == 15
+    assert request.filtered
+
+
+def test_bad_words_are_never_drawn_and_the_logprobs_stay_the_trainers(model):
+    prompt = _prompts(1)[0]
+    free = _greedy_without_cache(model, prompt, 6)
+    held = _alone(model, Request(prompt, 6, temperature=0.0, bad_words=[[free[0]]]))
+    assert free[0] not in held.tokens
+    pair = _alone(model, Request(prompt, 6, temperature=0.0, bad_words=[free[:2]]))
+    assert pair.tokens[0] == free[0]
+    assert pair.tokens[1] != free[1]
+    for request in (held, pair):
+        assert request.filtered
+        trainer, _ = completion_logprobs(model, Episodes.of([request], TOKENIZER.pad_id, "cpu"), 1.0, FP32)
+        torch.testing.assert_close(torch.tensor(request.logprobs), trainer, atol=1e-5, rtol=0)
+
+
+def test_filters_of_one_request_leave_its_neighbours_alone(model):
+    prompts = _prompts(6, seed=2)
+    filters = [{}, {"repetition_penalty": 2.0}, {}, {"bad_words": [[3], [4, 5]]}, {"top_k": 3}, {"top_p": 0.5}]
+    requests = [Request(p, 20, seed=i, **filters[i]) for i, p in enumerate(prompts)]
+    engine = Engine(model, TOKENIZER, 4)  # fewer rows than requests: rows move while filters are on
+    for request in requests:
+        engine.submit(request)
+    engine.run_until_idle()
+    for seed, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+        assert request.tokens == _alone(model, Request(prompt, 20, seed=seed, **filters[seed])).tokens
+
+
+def test_samples_of_one_prompt_share_its_reading(model):
+    prompt, other = _prompts(2, seed=4)
+    expected = [_alone(model, Request(prompt, 12 + i, seed=i)) for i in range(7)]
+    engine = Engine(model, TOKENIZER, 4)
+    read: list[tuple[int, ...]] = []
+    real = engine.decoder.prefill
+    engine.decoder.prefill = lambda tokens, *rest: read.append(tuple(tokens.shape)) or real(tokens, *rest)
+    requests = [engine.submit(Request(prompt, 12 + i, seed=i)) for i in range(7)]
+    last = engine.submit(Request(other, 5, seed=1))
+    engine.run_until_idle()
+    assert [len(shape) and shape[0] for shape in read] == [1, 1]  # seven samples cost one reading, three join later
+    for request, alone in zip(requests, expected, strict=True):
+        assert request.tokens == alone.tokens
+        assert request.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+    assert last.tokens == _alone(model, Request(other, 5, seed=1)).tokens
 
 
 def test_cancelling_frees_the_slot_and_leaves_the_others_alone(model):

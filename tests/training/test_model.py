@@ -1,4 +1,4 @@
-"""The network: size of the first loss, causality, padding, KV cache, and the reward head."""
+"""The network: size of the first loss, causality, padding, and the reward head."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from training.config import ModelConfig, TrainingError
-from training.model import GPT, RewardModel, causal_attention, continue_text, sinusoids
+from training.model import GPT, RewardModel, causal_attention, sinusoids
 
 KINDS = [{}, {"norm": "post"}, {"positions": "sinusoidal"}, {"tie_head": False}]
 
@@ -49,40 +49,6 @@ def test_a_later_token_changes_nothing_before_it(kind: dict, tiny: Callable[...,
     before, after = model(ids), model(changed)
     assert torch.equal(before[:, :7], after[:, :7])
     assert (before[:, 7:] - after[:, 7:]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_cache_in_ragged_steps_equals_the_whole_pass(kind: dict, tiny: Callable[..., GPT]) -> None:
-    model = tiny(**kind)
-    ids, cache = tokens(model), model.cache(3)
-    whole = model(ids)
-    lengths = torch.tensor([5, 2, 8])
-    prefill = model(ids[:, :8], cache=cache, lengths=torch.zeros(3, dtype=torch.long))  # rubbish after each length
-    torch.testing.assert_close(prefill, whole[:, :8], atol=1e-5, rtol=0)
-    for _ in range(4):
-        step = model(ids[torch.arange(3), lengths][:, None], cache=cache, lengths=lengths)
-        torch.testing.assert_close(step[:, 0], whole[torch.arange(3), lengths], atol=1e-5, rtol=0)
-        lengths = lengths + 1
-
-
-def test_cache_rows_can_live_in_any_slots(tiny: Callable[..., GPT]) -> None:
-    model = tiny()
-    ids, cache = tokens(model), model.cache(5)
-    view, none = cache.at(torch.tensor([4, 0, 2])), torch.zeros(3, dtype=torch.long)
-    model(ids[:, :6], cache=view, lengths=none)
-    rest = model(ids[:, 6:], cache=view, lengths=none + 6)
-    torch.testing.assert_close(rest, model(ids)[:, 6:], atol=1e-5, rtol=0)
-    assert cache.keys[0][[1, 3]].abs().max().item() == 0
-
-
-def test_padding_past_the_end_of_the_cache_spoils_nothing(tiny: Callable[..., GPT]) -> None:
-    model = tiny()
-    ids, cache = tokens(model, 1, 32), model.cache(1)
-    zero = torch.zeros(1, dtype=torch.long)
-    model(ids[:, :28], cache=cache, lengths=zero)
-    padded = torch.cat([ids[:, 28:], torch.zeros(1, 6, dtype=torch.long)], 1)
-    out = model(padded, cache=cache, lengths=zero + 28)
-    torch.testing.assert_close(out[:, :4], model(ids)[:, 28:], atol=1e-5, rtol=0)
 
 
 def test_bf16_attention_on_cpu_equals_sdpa() -> None:
@@ -155,14 +121,3 @@ def test_reward_is_read_at_eos_only(tiny: Callable[..., GPT]) -> None:
     torch.testing.assert_close(scores, model.values(ids)[torch.arange(3), eos])
     model.bias.fill_(2.0)
     torch.testing.assert_close(model.score(ids, eos), scores + 2)
-
-
-def test_continuing_is_greedy_at_zero_and_repeats_with_its_seed(tiny: Callable[..., GPT]) -> None:
-    model, ids = tiny(), [1, 2, 3]
-    expected = list(ids)
-    for _ in range(10):
-        expected.append(int(model.logits(model(torch.tensor([expected])))[0, -1].argmax()))
-    assert continue_text(model, ids, 10, 0.0, 1, eos_id=-1) == expected[3:]
-    warm = [continue_text(model, ids, 20, 1.0, seed, eos_id=-1) for seed in (1, 1, 2)]
-    assert warm[0] == warm[1] != warm[2]
-    assert len(continue_text(model, list(range(40)), 20, 1.0, 1, eos_id=-1)) == 2  # the context holds 32

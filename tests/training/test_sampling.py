@@ -6,18 +6,12 @@ import torch
 
 from training import sampling
 
-EVERYTHING = {"top_k": torch.tensor([0]), "top_p": torch.tensor([1.0])}
-
 
 def _draw(logits: torch.Tensor, n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0):
-    rows = logits.expand(n, -1)
-    return sampling.choose(
-        rows,
-        torch.from_numpy(sampling.uniforms(seed, n)),
-        torch.full((n,), temperature),
-        torch.full((n,), top_k),
-        torch.full((n,), top_p),
-    )
+    rows, temperatures = logits.expand(n, -1), torch.full((n,), temperature)
+    allowed = sampling.filtered(sampling.scaled(rows, temperatures), torch.full((n,), top_k), torch.full((n,), top_p))
+    uniform = torch.from_numpy(sampling.uniforms(seed, n))
+    return sampling.choose(rows, uniform, temperatures, allowed if top_k or top_p < 1 else None)
 
 
 def test_a_longer_stream_begins_with_the_shorter_one():
@@ -66,7 +60,29 @@ def test_filters_are_read_row_by_row():
 
 def test_the_tail_of_a_large_vocabulary_is_reached():
     logits = torch.zeros(1, 200_000)
-    token, _ = sampling.choose(
-        logits, torch.tensor([1 - 1e-7]), torch.ones(1), EVERYTHING["top_k"], EVERYTHING["top_p"]
-    )
+    token, _ = sampling.choose(logits, torch.tensor([1 - 1e-7]), torch.ones(1))
     assert token.item() >= 199_900
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 65, 1000, 4096])
+def test_drawing_in_two_steps_equals_the_inverted_cumulative_sum(vocabulary):
+    torch.manual_seed(0)
+    shares = (torch.randn(500, vocabulary) * 3).softmax(-1)
+    uniform = torch.from_numpy(sampling.uniforms(1, 500))
+    cumulative = shares.double().cumsum(-1)
+    expected = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
+    assert (sampling.draw(shares, uniform) == expected).float().mean() >= 0.998  # roundings at a border
+
+
+def test_a_share_of_zero_is_never_drawn():
+    shares = torch.zeros(4, 300)
+    shares[:, 70] = shares[:, 200] = 0.25
+    extremes = torch.tensor([0.0, 0.5, 1 - 2**-53, 0.4999999999999999], dtype=torch.float64)
+    assert sampling.draw(shares, extremes).tolist() == [70, 200, 200, 70]
+
+
+def test_the_penalty_makes_every_seen_token_less_likely():
+    logits = torch.tensor([[2.0, -2.0, 1.0, -1.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert sampling.penalised(logits, seen, torch.tensor([2.0])).tolist() == [[1.0, -4.0, 1.0, -1.0]]
+    assert torch.equal(sampling.penalised(logits, seen, torch.tensor([1.0])), logits)

@@ -14,7 +14,8 @@ from tests.training.conftest import curve, error_of, jsonl, kill_at, rows_of, ru
 from training import chat, checkpoint, demonstrations, device, optim, sft
 from training.__main__ import main
 from training.config import TrainingError
-from training.model import GPT, continue_text
+from training.engine import generate
+from training.model import GPT
 from training.parse import parse
 from training.report import Report
 from training.vocabulary import Tokenizer
@@ -151,8 +152,8 @@ def test_it_learns_the_answers_and_to_stop(make_run: MakeRun, base_dir: Path) ->
     model, tok, card = checkpoint.load_model(run_dir / "model")
     assert (card["kind"], card["parent"]) == ("sft", str(base_dir))
     assert result["loss"] < 0.1
-    new = continue_text(model.eval(), chat.render_prompt(tok, "miel?"), 20, 0.0, 1, tok.eos_id)
-    assert new == chat.render_response(tok, "3 monedas.")
+    (new,) = generate(model, tok, [chat.render_prompt(tok, "miel?")], [1], max_new_tokens=20, temperature=0.0)
+    assert new.tokens == chat.render_response(tok, "3 monedas.")
     assert "val_loss" not in result
     assert {"prompt", "text"} <= set(rows_of(run_dir / "samples.jsonl")[0])
 
