@@ -8,7 +8,7 @@ import importlib
 import sys
 
 KINDS = ("tokens", "training", "sft", "ppo", "reward", "walks")
-EXPERIMENTS = ("curves", "reward_models", "pairing")
+EXPERIMENTS = ("curves", "reward_models", "pairing", "baselines")
 
 
 def main() -> None:
