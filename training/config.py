@@ -235,6 +235,19 @@ class GenerateConfig(_Common):
     top_k: int = _field(0, "Sample among the k likeliest tokens; 0 = all.", low=0)
     top_p: float = _field(1.0, "Sample among the likeliest tokens that hold this share.", low=0.0, high=1.0)
     max_new_tokens: int = _field(48, "Longest completion in tokens.", low=1)
+    repetition_penalty: float = _field(
+        1.0, "Divides the logits of tokens that stand in the text already; 1 = off.", low=1e-3, high=1e6, advanced=True
+    )
+    stop: list[str] = _field([], "Texts that end a completion, which is cut before them.", advanced=True)  # noqa: RUF009
+    bad_words: list[str] = _field([], "Texts whose tokens are never written in a row.", advanced=True)  # noqa: RUF009
+    beams: int = _field(0, "Beams of a beam search for the n likeliest completions; 0 = sample.", low=0, advanced=True)
+    length_penalty: float = _field(
+        1.0, "Power of the length that a beam's log-probability is divided by.", low=-10.0, high=10.0, advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        if 0 < self.beams < self.n:
+            raise ConfigError(f"beams is {self.beams} and n is {self.n}: search with at least as many beams.")
 
 
 STAGES: dict[str, type] = {

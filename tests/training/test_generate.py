@@ -74,3 +74,38 @@ def test_a_prompt_longer_than_the_context_is_one_sentence(generate_run):
 def test_an_empty_prompt_is_refused(generate_run):
     with pytest.raises(TrainingError, match="Of 2 prompts at least 1 is empty"):
         _run(generate_run(prompts=["a", " "]))
+
+
+def test_the_gap_between_engine_and_trainer_stands_on_the_run(generate_run):
+    assert 0 <= _run(generate_run())["sampler_gap"] <= 1e-5
+    assert 1e-5 < _run(generate_run("half", precision="bf16"))["sampler_gap"] < 0.2
+
+
+def test_stops_bad_words_and_penalties_reach_the_engine(generate_run, base_dir):
+    def written(name: str, **changes: Any) -> list[dict[str, Any]]:
+        _run(run_dir := generate_run(name, max_new_tokens=20, n=20, **changes))
+        return rows_of(run_dir / "completions.jsonl")
+
+    free, stopped = written("free"), written("stopped", stop=["e"])
+    assert any("e" in row["text"] for row in free)
+    for row, cut in zip(free, stopped, strict=True):
+        assert cut["text"] == row["text"].split("e")[0]
+        assert cut["finish_reason"] == ("stop" if "e" in row["text"] else row["finish_reason"])
+        assert not cut["filtered"]
+    (e,) = load_model(base_dir)[1].encode("e")
+    assert any(e in row["tokens"] for row in free)
+    held = written("held", bad_words=["e"])
+    assert not any(e in row["tokens"] for row in held)
+    varied = written("varied", repetition_penalty=1e6)
+    assert [row["tokens"] for row in varied] != [row["tokens"] for row in free]
+    assert all(row["filtered"] for row in held + varied)
+
+
+def test_beams_write_the_likeliest_completions_first(generate_run):
+    _run(run_dir := generate_run(beams=4, n=3))
+    rows = rows_of(run_dir / "completions.jsonl")
+    assert [(row["prompt"], row["index"]) for row in rows] == [(p, i) for p in ("pan", "miel") for i in range(3)]
+    assert rows[0]["score"] >= rows[1]["score"] >= rows[2]["score"]
+    assert all(row["score"] == pytest.approx(sum(row["logprobs"]) / len(row["logprobs"])) for row in rows)
+    with pytest.raises(TrainingError, match="beams is 2 and n is 3"):
+        _run(generate_run("few", beams=2, n=3))
