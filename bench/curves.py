@@ -16,7 +16,7 @@ from bench.runs import Clock
 
 WORK = Path("var/bench/curves")
 MODEL = {"n_layer": 4, "n_embd": 192, "n_head": 4, "n_positions": 384}
-PRETRAIN = {"steps": 600, "batch_size": 12, "learning_rate": 2e-3, "val_every": 50, "precision": "bf16"}
+PRETRAIN = {"batch_size": 12, "learning_rate": 2e-3, "val_every": 50, "precision": "bf16"}
 SFT = {"epochs": 4, "batch_size": 16, "learning_rate": 5e-4, "val_fraction": 0.1, "val_every": 20, "precision": "bf16"}
 VOCABULARY = 2048
 
@@ -30,6 +30,7 @@ class Subject:
     instructions: tuple[str, ...]
     beginning: str
     question: str
+    steps: int = 600
 
 
 SUBJECTS = {
@@ -53,6 +54,7 @@ SUBJECTS = {
         ("en_openstax_economics",),
         "The demand curve",
         "What is inflation?",
+        steps=300,
     ),
 }
 
@@ -68,7 +70,7 @@ def train(name: str, data: Path, clock: Clock, work: Path = WORK) -> dict[str, d
     tokenizer = {"files": [str(path) for path in files], "vocab_size": VOCABULARY}
     sources = [{"path": str(path), "weight": path.stat().st_size} for path in files]  # every byte is read alike
     results = {"tokenizer": runs.stage("tokenizer", folder / "tokenizer", tokenizer, clock)}
-    settings = {"tokenizer": "../tokenizer/model", "sources": sources, **MODEL, **PRETRAIN}
+    settings = {"tokenizer": "../tokenizer/model", "sources": sources, **MODEL, "steps": subject.steps, **PRETRAIN}
     results["pretrain"] = runs.stage("pretrain", folder / "pretrain", settings, clock)
     pairs = [row for part in subject.instructions for row in runs.rows(data / "instructions" / f"{part}.jsonl")]
     taught = runs.write_rows(
@@ -119,12 +121,12 @@ def draw(work: Path = WORK) -> None:
 
 HEAD = """\
 `python -m bench curves --data DATA_DIR`. Each model learns its own byte-level BPE, is pretrained from random
-weights on {steps} batches of {batch_size} x {context} tokens in {precision}, and is then taught by {epochs}
-passes over instructions. Held out are the last 5 % of every file (of the stories: other stories; of the
-textbooks: later chapters) and 10 % of the instructions.
+weights on batches of {batch_size} x {context} tokens in {precision}, and is then taught by {epochs} passes over
+instructions. Held out are the last 5 % of every file (of the stories: other stories; of the textbooks: later
+chapters) and 10 % of the instructions.
 
-| text | MB | bytes a token | parameters | held-out loss | bits per byte | lowest, at step | seconds | tokens/s |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| text | MB | bytes/token | parameters | steps | held-out loss | bits per byte | lowest, at step | seconds | tokens/s |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 
 
@@ -138,10 +140,11 @@ def report(results: dict[str, dict[str, dict[str, Any]]], data: Path, work: Path
         read = sum(run["corpus_tokens"].values())
         steps, losses = curve(work / name / "pretrain", "val_loss")
         lowest, speed = min(losses), pace(work / name / "pretrain")
-        seconds = PRETRAIN["steps"] * PRETRAIN["batch_size"] * MODEL["n_positions"] / speed
+        seconds = subject.steps * PRETRAIN["batch_size"] * MODEL["n_positions"] / speed
         bits = curve(work / name / "pretrain", "val_bits_per_byte")[1]
         lines.append(
-            f"| {subject.title} | {size / 1e6:.1f} | {size / read:.2f} | {run['parameters']:,} | {losses[0]:.2f} -> "
+            f"| {subject.title} | {size / 1e6:.1f} | {size / read:.2f} | {run['parameters']:,} | {subject.steps} | "
+            f"{losses[0]:.2f} -> "
             f"{run['val_loss']:.2f} | {bits[0]:.2f} -> **{run['val_bits_per_byte']:.2f}** | "
             f"{lowest:.2f}, {steps[losses.index(lowest)]} | {seconds:.0f} | {speed:,.0f} |"
         )
@@ -176,12 +179,15 @@ def main(arguments: list[str]) -> None:
         "--data", type=Path, default=Path("../shared/data"), help="folder with pretrain/, instructions/"
     )
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long and go on at the next call")
+    parser.add_argument("--only", choices=SUBJECTS, nargs="+", default=list(SUBJECTS), help="train these, report later")
     options = parser.parse_args(arguments)
     clock = Clock(options.seconds)
     try:
-        results = {name: train(name, options.data, clock) for name in SUBJECTS}
+        results = {name: train(name, options.data, clock) for name in options.only}
     except runs.OutOfTime:
         print("the time is used up; call again to go on")
+        return
+    if set(options.only) != set(SUBJECTS):
         return
     draw()
     section("curves", report(results, options.data))

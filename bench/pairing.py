@@ -65,9 +65,9 @@ def best_accuracy(rows: Sequence[Row]) -> float:
 def sets(data: Path, base: Path) -> dict[str, tuple[list[Row], list[Row]]]:
     """Rankings to learn from and held-out ones, by name."""
     tok, context = vocabulary.load(base), curves.MODEL["n_positions"]
-    questions = [{**row, "context": ""} for row in runs.rows(data / f"{reward_models.SETS['qa_feedback'].file}.jsonl")]
-    fitting = [reward_models.fit(reward_models.ranking(row), tok, context, "first") for row in questions]
-    people = [row for row in fitting if row is not None and reward_models.pairs(row)]
+    rows = runs.rows(data / f"{reward_models.SETS['qa_feedback'].file}.jsonl")
+    questions = [reward_models.ranking({**row, "context": ""}) for row in rows]
+    people = [row for row in questions if reward_models.room(row, tok, context) >= 32 and reward_models.pairs(row)]
     made = made_rankings(MADE + HELD_OUT, seed=1)
     return {
         "made, K = 4-9": (made[:MADE], made[MADE:]),

@@ -58,23 +58,33 @@ def ranking(row: Row) -> Row:
     return {"prompt": f"{row['prompt']}\n\n{row['context']}".strip(), "responses": row["responses"], "ranking": tiers}
 
 
-def fit(row: Row, tok: Tokenizer, context: int, keep: str) -> Row | None:
-    """The row with its prompt cut to what its longest answer leaves free; None where that is next to nothing."""
-    room = context - 3 - max(len(tok.encode(response)) for response in row["responses"])  # 3: user, assistant, EOS
-    if room < LEAST_ROOM:
-        return None
-    ids, size = tok.encode(row["prompt"]), room
-    while len(tok.encode(row["prompt"])) > room:  # decoding and encoding again may give a token more
-        row = {**row, "prompt": tok.decode(ids[:size] if keep == "first" else ids[-size:]).strip("\ufffd ")}
+def room(row: Row, tok: Tokenizer, context: int) -> int:
+    """Tokens that the longest answer leaves for the prompt, beside the marks of user and assistant and the EOS."""
+    return context - 3 - max(len(tok.encode(response)) for response in row["responses"])
+
+
+def cut(prompt: str, room: int, tok: Tokenizer, keep: str) -> str:
+    """The first or the last `room` tokens of a prompt."""
+    ids, size = tok.encode(prompt), room
+    while len(tok.encode(prompt)) > room:  # decoding and encoding again may give a token more
+        prompt = tok.decode(ids[:size] if keep == "first" else ids[-size:]).strip("\ufffd ")
         size -= 1
-    return row
+    return prompt
 
 
 def read(judged: Judged, data: Path, tok: Tokenizer, context: int) -> tuple[list[Row], int]:
-    """Rows that fit the context and say something (not all tied), and how many were left out."""
-    rows = [fit(ranking(row), tok, context, judged.keep) for row in runs.rows(data / f"{judged.file}.jsonl")]
-    kept = [row for row in rows if row is not None and pairs(row)]
-    return kept, len(rows) - len(kept)
+    """Rows whose answers leave room for a prompt and that are not all tied, and how many were left out.
+
+    A prompt is cut alike in all its rows: it stays one prompt, of which no part may lie on both sides of a split.
+    """
+    rows = [ranking(row) for row in runs.rows(data / f"{judged.file}.jsonl")]
+    rooms = [room(row, tok, context) for row in rows]
+    kept = [(row, left) for row, left in zip(rows, rooms, strict=True) if left >= LEAST_ROOM and pairs(row)]
+    least: dict[str, int] = {}
+    for row, left in kept:
+        least[row["prompt"]] = min(left, least.get(row["prompt"], left))
+    short = {prompt: cut(prompt, left, tok, judged.keep) for prompt, left in least.items()}
+    return [{**row, "prompt": short[row["prompt"]]} for row, _ in kept], len(rows) - len(kept)
 
 
 def pairs(row: Row) -> list[Row]:

@@ -17,12 +17,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "pretrain" / "prices.txt").write_text(corpus(300), encoding="utf-8")
     rows = [{"instruction": f"Price {n}?", "response": "El pan.", "source": "made up"} for n in range(20)]
     runs.write_rows(tmp_path / "data" / "instructions" / "prices.jsonl", rows)
-    subject = curves.Subject("Prices", ("prices",), ("prices",), "El precio", "Price 1?")
+    subject = curves.Subject("Prices", ("prices",), ("prices",), "El precio", "Price 1?", steps=10)
     monkeypatch.setattr(curves, "SUBJECTS", {"prices": subject})
     monkeypatch.setattr(curves, "VOCABULARY", 300)
     monkeypatch.setattr(curves, "MODEL", {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32})
     common: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "val_every": 5, "log_every": 5, "compile": "off"}
-    monkeypatch.setattr(curves, "PRETRAIN", {**common, "steps": 10, "precision": "fp32"})
+    monkeypatch.setattr(curves, "PRETRAIN", {**common, "precision": "fp32"})
     monkeypatch.setattr(curves, "SFT", {**common, "epochs": 2, "val_fraction": 0.1})
     return tmp_path
 

@@ -46,14 +46,29 @@ def test_equal_points_are_a_tie_and_ties_are_no_pairs() -> None:
 
 def test_a_long_prompt_is_cut_to_what_the_longest_answer_leaves() -> None:
     tok = tiny.make_tokenizer()
-    row = {"prompt": "first " * 30 + "último", "responses": ["x", "y" * 20], "ranking": [0, 1]}
+    prompt = "first " * 30 + "último"
+    left = reward_models.room({"prompt": prompt, "responses": ["x", "y" * 20]}, tok, 100)
+    assert left == 77
     for keep in ("first", "last"):
-        cut = reward_models.fit(row, tok, 100, keep)
-        assert cut is not None
-        assert 70 <= len(tok.encode(cut["prompt"])) <= 77  # a cut may end at a space or inside a letter
-        assert cut["prompt"].startswith("first") == (keep == "first")
-        assert cut["prompt"].endswith("último") == (keep == "last")
-    assert reward_models.fit({**row, "responses": ["x", "y" * 90]}, tok, 100, "first") is None
+        short = reward_models.cut(prompt, left, tok, keep)
+        assert 70 <= len(tok.encode(short)) <= 77  # a cut may end at a space or inside a letter
+        assert short.startswith("first") == (keep == "first")
+        assert short.endswith("último") == (keep == "last")
+    assert reward_models.cut("short", left, tok, "last") == "short"
+
+
+def test_rows_of_one_prompt_stay_together_however_long_their_answers_are(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{n} " + "long " * 30, "chosen": "y" * 10 * k, "rejected": "n"} for n in range(8) for k in (1, 4, 9)
+    ]
+    runs.write_rows(tmp_path / "some.jsonl", rows)
+    read, left_out = reward_models.read(
+        reward_models.Judged("some", 8, "first", folds=1), tmp_path, tiny.make_tokenizer(), 100
+    )
+    assert left_out == 8  # an answer of 90 leaves less than 32 tokens
+    assert len({row["prompt"] for row in read}) == 8
+    learn, held_out = reward_models.split(read, 0)
+    assert (len(learn), len(held_out)) == (12, 4)
 
 
 def test_difference_counts_the_same_pairs() -> None:
