@@ -6,10 +6,12 @@ policy, reference, reward and value model are four networks of one size. Answers
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,19 @@ def ours(root: Path, precision: str, rows: str = "32") -> Callable[[], dict[str,
     return work
 
 
+def in_background(train: Callable[[], Any]) -> None:
+    """A trainer that dies takes its process along: nobody waits for it."""
+
+    def run() -> None:
+        try:
+            train()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
 def trl(root: Path, precision: str) -> Callable[[], dict[str, Any]]:
     """TRL's own train() in a thread, held at the start of each update until the harness says go."""
     from datasets import Dataset
@@ -128,7 +143,7 @@ def trl(root: Path, precision: str) -> Callable[[], dict[str, Any]]:
         AutoTokenizer.from_pretrained(root / "policy"), networks[0], networks[1], heads[0], data, heads[1],
         eval_dataset=data, callbacks=[Ends()],
     )  # fmt: skip
-    threading.Thread(target=trainer.train, daemon=True).start()
+    in_background(trainer.train)
 
     def work() -> dict[str, Any]:
         go.release()
