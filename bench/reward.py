@@ -95,11 +95,9 @@ def trl(root: Path, precision: str, compile: str) -> Callable[[], dict[str, Any]
 
 
 CONTENDERS: dict[str, tuple[str, ...]] = {
-    "ours, as `auto` chooses": ("ours", "auto"),
+    "ours": ("ours", "auto"),
     "ours, fp32": ("ours", "fp32"),
-    "ours, bf16": ("ours", "bf16"),
     "TRL RewardTrainer, fp32": ("trl", "fp32", "off"),
-    "TRL RewardTrainer, bf16": ("trl", "bf16", "off"),
     "TRL RewardTrainer, bf16 + compile": ("trl", "bf16", "on"),
 }
 
