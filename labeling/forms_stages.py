@@ -21,6 +21,11 @@ INPUT_LABELS: dict[str, Any] = {
     "reference": _("Old policy"),
     "reward_model": _("Reward model"),
 }
+# Where an input means something else than its name says.
+STAGE_LABELS: dict[tuple[str, str], Any] = {
+    ("evaluate", "base"): _("New policy"),
+    ("ppo", "reference"): _("Judge, a reward model of other rankings"),
+}
 LABELS: dict[str, Any] = {
     "accuracy": _("Accuracy"),
     "batch_size": _("Batch size"),
@@ -40,11 +45,13 @@ LABELS: dict[str, Any] = {
     "grad_accum": _("Gradient accumulation"),
     "grad_clip": _("Gradient clipping"),
     "group_size": _("Answers per prompt"),
+    "judge_patience": _("Patience of the judge"),
     "keep_checkpoints": _("Checkpoints that are kept"),
     "kl_coef": _("Price of KL"),
     "kl_budget": _("KL budget"),
     "kl_samples": _("Answers for the final KL"),
     "kl_horizon": _("Horizon of the KL price"),
+    "kl_snapshots": _("Distance between kept policies"),
     "kl_target": _("Target KL"),
     "label_smoothing": _("Label smoothing"),
     "lam": _("Lambda of the advantage estimate"),
@@ -110,6 +117,8 @@ BASIC = {
     "evaluate": ["samples_per_prompt", "temperature", "max_new_tokens", "seed"],
 }
 UNSET = ""
+# What an optional input is without a choice.
+EMPTY: dict[tuple[str, str], Any] = {("pretrain", "base"): _("random weights"), ("ppo", "reference"): _("none")}
 
 
 class ModelChoice(forms.ModelChoiceField):  # type: ignore[type-arg]
@@ -138,9 +147,9 @@ class StageForm(forms.Form):
         optional = (self.stage, name) in OPTIONAL
         return ModelChoice(
             queryset=models,
-            label=_("New policy") if (self.stage, name) == ("evaluate", "base") else INPUT_LABELS[name],
+            label=STAGE_LABELS.get((self.stage, name), INPUT_LABELS[name]),
             required=False,
-            empty_label=_("random weights") if optional else _("the usual one"),
+            empty_label=EMPTY.get((self.stage, name), _("the usual one")),
             initial=None if optional else default_input(project, self.stage, name),
         )
 

@@ -19,7 +19,7 @@ ACCEPTS: dict[str, dict[str, list[str]]] = {
     "pretrain": {"tokenizer": [Kind.TOKENIZER], "base": [Kind.BASE]},
     "sft": {"base": [Kind.BASE, Kind.SFT, Kind.POLICY]},
     "reward": {"base": [Kind.SFT, Kind.POLICY, Kind.BASE]},
-    "ppo": {"base": [Kind.SFT, Kind.POLICY], "reward_model": [Kind.REWARD]},
+    "ppo": {"base": [Kind.SFT, Kind.POLICY], "reward_model": [Kind.REWARD], "reference": [Kind.REWARD]},
     "dpo": {"base": [Kind.SFT, Kind.POLICY]},
     "grpo": {"base": [Kind.SFT, Kind.POLICY], "reward_model": [Kind.REWARD]},
     "rejection": {"base": [Kind.SFT, Kind.POLICY], "reward_model": [Kind.REWARD]},
@@ -30,7 +30,7 @@ ACCEPTS: dict[str, dict[str, list[str]]] = {
         "reward_model": [Kind.REWARD],
     },
 }
-OPTIONAL = {("pretrain", "base")}
+OPTIONAL = {("pretrain", "base"), ("ppo", "reference")}
 # Stages that go on from the model people judged: the live one.
 FROM_LIVE = {"reward", "ppo", "dpo", "grpo", "rejection", "best_of_n"}
 

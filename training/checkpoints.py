@@ -50,7 +50,7 @@ def write_atomic(path: Path, value: dict[str, Any]) -> None:
 
 def sweep(run_dir: Path) -> None:
     """Remove what a killed process left half written. Only for the process that holds the run's lock."""
-    for stray in (*run_dir.glob(".*.part"), *run_dir.glob("checkpoints/.*.part")):
+    for stray in (*run_dir.glob(".*.part"), *run_dir.glob("checkpoints/.*.part"), *run_dir.glob("snapshots/.*.part")):
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
 
 

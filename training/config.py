@@ -190,6 +190,16 @@ class PPOConfig(_Optimised):
     score_clip: float = _field(10.0, "Largest size of a score; 0 = no limit.", low=0.0, advanced=True)
     kl_budget: float = _field(0.0, "Ends the run when an answer's KL from the reference passes it; 0 = never.", low=0.0)
     target_kl: float = _field(0.0, "Ends an update early when approx_kl passes it; 0 = never.", low=0.0, advanced=True)
+    kl_snapshots: float = _field(
+        0.0,
+        "Keeps the policy each time the square root of its KL has grown by this; 0 = never.",
+        low=0.0,
+        advanced=True,
+    )
+    judge_model: str = _field("", "A reward model of other rankings, which says when to stop and what to keep.")
+    judge_patience: int = _field(
+        10, "Updates without a new peak of the judge's smoothed score that end the run.", low=1, advanced=True
+    )
     sample_every: int = _field(10, "Updates between stored samples; 0 = none.", low=0)
     log_every: int = _field(1, "Updates between two points of the curves.", low=1, advanced=True)
     checkpoint_every: int = _field(10, "Updates between checkpoints.", low=1, advanced=True)
@@ -205,6 +215,8 @@ class PPOConfig(_Optimised):
                 f"updates is {self.updates} and value_warmup is {self.value_warmup}: the policy would not move; "
                 "set more updates or a shorter warm-up."
             )
+        if self.judge_model and self.judge_model == self.reward_model:
+            raise ConfigError("The judge is the reward model itself, 1 model for both: choose one of other rankings.")
         if self.ptx_coef and not self.demonstrations:
             raise ConfigError(f"ptx_coef is {self.ptx_coef} and demonstrations is empty: name a file or set it to 0.")
 

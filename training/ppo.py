@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from training.checkpoints import Checkpoints
 from training.config import PPOConfig, TrainingError
 from training.device import Compute
 from training.engine import Request
+from training.kl_path import KLPath
 from training.model import GPT, RewardModel
 from training.ppo_update import Frozen, Judged, Learner, Score, ppo_update
 from training.report import Report, Stopped
@@ -23,7 +25,7 @@ from training.vocabulary import Tokenizer
 
 SAMPLES = 4  # answers stored at a time
 ADAM_EPS = 1e-5  # 1e-8 makes the first steps so large that the ratio leaves its clip at once
-KEPT = ("reward", "score", "kl", "kl_k1", "entropy", "eos_share", "length")
+KEPT = ("reward", "score", "kl", "kl_k1", "entropy", "eos_share", "length", "judge_score")
 
 
 def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = None) -> dict[str, Any]:
@@ -35,20 +37,22 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
     started = time.monotonic()
     learner, frozen, meta = _load(config, run_dir, score)
     checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
-    checksum = monitors.checksum(frozen.ref_policy, frozen.reward_model)
-    done, history = _resume(checkpoints, learner, checksum)
+    path = KLPath.begin(config, run_dir, frozen.tokenizer, frozen.compute, checkpoints)
+    checksum = monitors.checksum(frozen.ref_policy, frozen.reward_model, path.judge)
+    done, history = _resume(checkpoints, learner, path, checksum)
     report.rewind(done)
     over_budget = bool(history) and 0 < config.kl_budget < history[-1]["kl"]
-    while done < config.updates and not over_budget:
+    while done < config.updates and not over_budget and not path.past_peak():
         begun = time.monotonic()
-        figures, requests, judged = ppo_update(learner, frozen, config, done)
+        watch = partial(path.pass_by, report, learner.policy, done)
+        figures, requests, judged = ppo_update(learner, frozen, config, done, watch)
         done += 1
-        history.append({name: figures[name] for name in KEPT})
-        monitors.frozen(checksum, monitors.checksum(frozen.ref_policy, frozen.reward_model))
+        history.append({name: figures[name] for name in KEPT if name in figures})
+        monitors.frozen(checksum, monitors.checksum(frozen.ref_policy, frozen.reward_model, path.judge))
         monitors.answers(history, config.batch_size)
         # What was over budget is the policy that wrote these answers; the update just taken goes no further.
         over_budget = 0 < config.kl_budget < figures["kl"]
-        last = done == config.updates or over_budget
+        last = done == config.updates or over_budget or path.past_peak()
         if done % config.log_every == 0 or done == 1 or last:
             seconds = round(time.monotonic() - begun, 3)
             report(done, {"steps": config.updates, **figures, "seconds": seconds})
@@ -56,13 +60,18 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
             _sample(report, done, frozen, requests, judged)
         stopping = report.stopping and not last
         if checkpoints.due(done, config.checkpoint_every) or last or stopping:
-            checkpoints.save(done, _tensors(learner), _state(learner, checksum, history))
+            checkpoints.save(done, _tensors(learner), _state(learner, checksum, history) | path.state())
         if stopping:
             raise Stopped(done)
     report.fence()
-    meta |= {"stage": "ppo", "run": run_dir.name, "kl": history[-1]["kl"]}
+    # Updates behind the policy that becomes the run's model.
+    chosen = done if path.judge is None else checkpoints.load_best(learner.policy)
+    history = history[: chosen + 1]
+    meta |= {"stage": "ppo", "run": run_dir.name, "update": chosen, "kl": history[-1]["kl"]}
     checkpoint.save_model(run_dir / "model", learner.policy, frozen.tokenizer, "policy", meta)
-    result = _result(config, history, learner.kl_coef, over_budget)
+    result = {"updates": done, "episodes": done * config.batch_size, "model_update": chosen}
+    result |= _figures(history) | {"kl_coef": learner.kl_coef, "snapshots": path.snapshots}
+    result |= {"stopped_by_kl_budget": over_budget, "stopped_by_judge": path.past_peak()}
     result |= {"prompts": len(frozen.prompts), "skipped_too_long": frozen.skipped}
     return result | {"seconds": round(time.monotonic() - started, 2)}
 
@@ -165,7 +174,9 @@ def _state(learner: Learner, checksum: int, history: list[dict[str, float]]) -> 
     return {"kl_coef": learner.kl_coef, "frozen": checksum, "history": history}
 
 
-def _resume(checkpoints: Checkpoints, learner: Learner, checksum: int) -> tuple[int, list[dict[str, float]]]:
+def _resume(
+    checkpoints: Checkpoints, learner: Learner, path: KLPath, checksum: int
+) -> tuple[int, list[dict[str, float]]]:
     """Updates done and their figures; everything that changes from update to update is put back."""
     saved = checkpoints.latest()
     if saved is None:
@@ -175,6 +186,7 @@ def _resume(checkpoints: Checkpoints, learner: Learner, checksum: int) -> tuple[
     optim.load_state_tensors(learner.policy, learner.policy_optimizer, tensors, "policy.")
     optim.load_state_tensors(learner.value_model, learner.value_optimizer, tensors, "value.")
     learner.kl_coef = state["kl_coef"]
+    path.resume(state)
     return done, state["history"]
 
 
@@ -184,16 +196,8 @@ def _sample(report: Report, step: int, frozen: Frozen, requests: list[Request], 
         report.sample(step, prompt=prompt, text=request.text, score=score, finish_reason=request.finish_reason)
 
 
-def _result(config: PPOConfig, history: list[dict[str, float]], kl_coef: float, over_budget: bool) -> dict[str, Any]:
-    """Figures of the first update (still the base policy) beside the mean of the last five."""
+def _figures(history: list[dict[str, float]]) -> dict[str, Any]:
+    """The first update's scores (still the base policy's) beside the means of the last five that led to the model."""
     first, tail = history[0], history[-5:]
-    after = {name: statistics.fmean(row[name] for row in tail) for name in KEPT}
-    return {
-        "updates": len(history),
-        "episodes": len(history) * config.batch_size,
-        "score_before": first["score"],
-        "reward_before": first["reward"],
-        **after,
-        "kl_coef": kl_coef,
-        "stopped_by_kl_budget": over_budget,
-    }
+    before = {f"{name}_before": first[name] for name in ("score", "reward", "judge_score") if name in first}
+    return before | {name: statistics.fmean(row[name] for row in tail) for name in first}

@@ -75,10 +75,16 @@ class Judged:
     entropy: float  # nats per token, of the policy that sampled
 
 
+Watch = Callable[[Judged, dict[str, float]], None]
+
+
 def ppo_update(
-    learner: Learner, frozen: Frozen, config: PPOConfig, update: int
+    learner: Learner, frozen: Frozen, config: PPOConfig, update: int, watch: Watch | None = None
 ) -> tuple[dict[str, float], list[Request], Judged]:
-    """One round of sampling and learning; everything random in it depends on (seed, update) alone."""
+    """One round of sampling and learning; everything random in it depends on (seed, update) alone.
+
+    `watch` sees the answers and their figures, to which it may add, while the policy is still the one that wrote them.
+    """
     torch.manual_seed(optim.step_seed(config.seed, update))
     began = time.perf_counter()
     requests = _sample_answers(learner.policy, frozen, config, update)
@@ -93,6 +99,8 @@ def ppo_update(
     monitors.finite(described, update)
     monitors.kl(*per_answer_kl(judged), update)
     monitors.sampler(sampler_gaps(judged, requests).mean().item(), frozen.compute.bf16)
+    if watch is not None:
+        watch(judged, described)
     scored = time.perf_counter()
     figures = described | _learn(learner, frozen, config, judged, parts, update)
     learned = time.perf_counter()

@@ -66,6 +66,8 @@ def _inputs(run: Run, directory: Path) -> dict[str, Any]:
         models = {"new": run.base, "old": run.reference, "reward_model": run.reward_model}
     else:
         models = {"base": run.base, "reward_model": run.reward_model}
+        if run.stage == Run.Stage.PPO:
+            models["judge_model"] = run.reference
     return {**data, **{name: _model(model, directory) for name, model in models.items() if model is not None}}
 
 

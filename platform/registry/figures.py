@@ -83,6 +83,10 @@ FIGURES: dict[str, tuple[str | Promise, str]] = {
     "eos_old": (_("Answers that end, old"), PERCENT),
     "prompts": (_("Prompts"), COUNT),
     "kl_k1": (_("KL, the estimate that is charged"), NUMBER),
+    "judge_score": (_("Judge's score"), NUMBER),
+    "judge_score_before": (_("Judge's score, at first"), NUMBER),
+    "model_update": (_("Updates behind the model"), COUNT),
+    "stopped_by_judge": (_("Ended by its judge"), NUMBER),
     "stopped_by_kl_budget": (_("Ended by its KL budget"), NUMBER),
     "sampler_gap": (_("Sampler against trainer, log-probabilities"), NUMBER),
     "seconds_rollout": (_("Seconds of sampling"), NUMBER),
@@ -135,7 +139,7 @@ class Curve:
 
 CURVES = [
     Curve(["loss", "val_loss"], _("Loss")),
-    Curve(["score", "score_best", "reward"], _("Reward")),
+    Curve(["score", "score_best", "reward", "judge_score"], _("Reward")),
     Curve(["margin"], _("Implicit reward, better minus worse")),
     Curve(["reward_best", "reward_mean"], _("Implicit reward")),
     Curve(["accuracy", "val_accuracy"], _("Accuracy")),

@@ -16,7 +16,8 @@ from training.parse import parse
 
 # Settings that name files: the platform fills them in from a run's inputs, people choose the rest.
 FILLED_IN = {
-    "tokenizer", "files", "sources", "base", "data", "val", "demonstrations", "prompts", "reward_model", "new", "old"
+    "tokenizer", "files", "sources", "base", "data", "val", "demonstrations", "prompts", "reward_model", "judge_model",
+    "new", "old"
 }  # fmt: skip
 
 

@@ -99,7 +99,11 @@ def test_choices_are_the_projects_own_models_of_the_kinds_that_fit(project: Proj
     base, sft, reward = (make_model(project, kind) for kind in ("base", "sft", "reward"))
     make_model(other_project, "sft")
     found = choices_for(project, "ppo")
-    assert {name: list(models) for name, models in found.items()} == {"base": [sft], "reward_model": [reward]}
+    assert {name: list(models) for name, models in found.items()} == {
+        "base": [sft],
+        "reward_model": [reward],
+        "reference": [reward],
+    }
     assert set(choices_for(project, "sft")["base"]) == {base, sft}
 
 

@@ -104,6 +104,15 @@ def test_two_files_of_one_name_do_not_meet(project: Project, artifacts: Path) ->
     assert len(set(files)) == 2
 
 
+def test_ppos_judge_is_a_second_reward_model(filled: Project, models: dict[str, ModelVersion]) -> None:
+    judge = make_model(filled, "reward", 2)
+    judge.folder.mkdir(parents=True)
+    run = make_run(filled, "ppo", base=models["sft"], reward_model=models["reward"], reference=judge)
+    config = parse("ppo", _config(run))
+    assert (run.directory / config.judge_model).resolve() == judge.folder.resolve()
+    assert config.judge_model != config.reward_model
+
+
 def test_a_second_attempt_finds_the_same_directory_and_data(filled: Project, models: dict[str, ModelVersion]) -> None:
     run = make_run(filled, "sft", base=models["base"], attempt=1)
     first = _config(run)
