@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-KINDS = ("tokens", "training", "sft", "ppo", "reward", "walks")
+KINDS = ("tokens", "training", "generation", "sft", "ppo", "reward", "walks")
 EXPERIMENTS = ("curves", "reward_models", "pairing", "baselines")
 
 

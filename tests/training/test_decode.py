@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from training import decode
 from training.decode import Decoder
 from training.device import Compute
 from training.model import GPT
@@ -32,12 +31,8 @@ def _largest_gap(model: GPT, compute: Compute) -> float:
     return max(gap.abs().max().item() for gap in gaps)
 
 
-@pytest.mark.parametrize("few", [1, 100])  # all products packed by oneDNN, or none
 @pytest.mark.parametrize("kind", KINDS)
-def test_ragged_prompts_and_steps_equal_the_whole_pass_of_each_alone(
-    kind: dict, few: int, tiny: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decode, "FEW", few)
+def test_ragged_prompts_and_steps_equal_the_whole_pass_of_each_alone(kind: dict, tiny: Callable[..., GPT]) -> None:
     assert _largest_gap(tiny(**kind), FP32) <= 1e-5
 
 
