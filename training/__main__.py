@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import STAGES, TrainingError
+from training.launch import launch, launched
 from training.parse import parse
 from training.report import Report, Stopped, die_with_stdin
 
@@ -34,8 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not run_dir.is_dir():
         print(f"There is no run directory {run_dir} (0 files): make it and write config.json in it.", file=sys.stderr)
         return FAILED
+    if not launched() and (devices := _devices(options.stage, run_dir)) > 1:
+        return launch(options.stage, run_dir, devices, options.attempt)
     report = Report(run_dir, options.attempt)
     report.listen()
+    if not report.writes:
+        return _run(options.stage, run_dir, report)
     try:
         with _locked(run_dir, _LOCK_WAIT if options.attempt is not None else 0.0):
             return _run(options.stage, run_dir, report)
@@ -45,27 +50,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(stage: str, run_dir: Path, report: Report) -> int:
+    from training import parallel
     from training.checkpoints import sweep, write_atomic
 
     report.fence()
-    sweep(run_dir)
-    if (run_dir / "result.json").exists():
-        print("this run is finished: result.json is there", flush=True)
-        return 0
-    (run_dir / "error.json").unlink(missing_ok=True)
+    if report.writes:
+        sweep(run_dir)
+        if (run_dir / "result.json").exists():
+            print("this run is finished: result.json is there", flush=True)
+            return 0
+        (run_dir / "error.json").unlink(missing_ok=True)
     try:
+        parallel.start()  # the other ranks wait here until rank 0 holds the lock
         config = parse(stage, _settings(run_dir))
         result = importlib.import_module(f"training.{stage}").run(config, run_dir, report)
     except Stopped as stopped:
-        print(stopped, flush=True)
+        if report.writes:
+            print(stopped, flush=True)
         return 0
     except TrainingError as error:
         return _fail(run_dir, report, str(error))
     except Exception as error:
         traceback.print_exc()
+        if parallel.lost(error):
+            return FAILED
         return _fail(run_dir, report, _sentence(error))
     report.fence()
-    write_atomic(run_dir / "result.json", result)
+    if report.writes:
+        write_atomic(run_dir / "result.json", result)
+    parallel.stop()
     return 0
 
 
@@ -81,9 +94,17 @@ def _fail(run_dir: Path, report: Report, sentence: str) -> int:
     from training.checkpoints import write_atomic
 
     report.fence()
+    if report.writes or not (run_dir / "error.json").exists():  # of several ranks' sentences the first is the cause
+        write_atomic(run_dir / "error.json", {"error": sentence})
     print(sentence, file=sys.stderr, flush=True)
-    write_atomic(run_dir / "error.json", {"error": sentence})
     return FAILED
+
+
+def _devices(stage: str, run_dir: Path) -> int:
+    try:
+        return int(getattr(parse(stage, _settings(run_dir)), "devices", 1))
+    except TrainingError:  # told once the run is locked
+        return 1
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:

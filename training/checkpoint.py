@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training import chat, huggingface, vocabulary
+from training import chat, huggingface, parallel, vocabulary
 from training.checkpoints import atomic_dir
 from training.config import TrainingError
 from training.model import GPT, RewardModel, parameter_count
@@ -23,10 +23,14 @@ from training.vocabulary import Tokenizer
 def save_model(path: Path, model: GPT | RewardModel, tok: Tokenizer, kind: str, meta: dict[str, Any]) -> None:
     """A model directory, atomically: config.json, model.safetensors, tokenizer.json and bucle.json.
 
-    kind: base, sft, reward or policy; meta: parent, run, stage and whatever else bucle.json should say.
+    kind: base, sft, reward or policy; meta: parent, run, stage and whatever else bucle.json should say. All ranks of
+    a run must call it, rank 0 writes.
     """
+    tensors = huggingface.tensors_of(model)
+    if parallel.rank():
+        return
     with atomic_dir(path) as folder:
-        save_file(huggingface.tensors_of(model), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "config.json", huggingface.config_of(model, tok))
         end = {"eos_token_id": tok.eos_id, "bos_token_id": tok.eos_id, "pad_token_id": tok.pad_id}
         _write_json(folder / "generation_config.json", {"_from_model_config": True, **end})

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training import parallel
 from training.config import TrainingError
 from training.report import finite
 
@@ -58,6 +59,7 @@ class Checkpoints:
     """checkpoints/step-00000100/ with tensors, state and a manifest of sums; the last `keep` are kept.
 
     checkpoints/best/ holds the weights of the lowest validation loss, in stages that have one, whatever else goes.
+    All ranks of a run come with whole tensors, rank 0 writes: the files are the same whatever the number of ranks.
     """
 
     def __init__(self, run_dir: Path, fence: Callable[[], None] = lambda: None, keep: int = 2) -> None:
@@ -70,6 +72,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self._write(f"step-{step:08d}", tensors, {"step": step, **state})
+        if parallel.rank():
+            return
         steps = self._all()
         here = steps.index(self.folder / f"step-{step:08d}")
         # What stands after this step was passed over by latest(): it is torn.
@@ -87,13 +91,16 @@ class Checkpoints:
         """Keep these weights if no step before had so low a loss; a resumed run meets the same losses again."""
         if self.best is None or loss < self.best["loss"]:
             self.best = {"step": step, "loss": loss}
-            self._write("best", model.state_dict(), self.best)
+            weights = {name: parallel.whole(tensor) for name, tensor in model.state_dict().items()}
+            self._write("best", weights, self.best)
 
     def load_best(self, model: nn.Module) -> int:
         """Put the weights of the lowest validation loss into the model; returns their step."""
         if self.best is None:
             raise TrainingError("save_best is on and 0 validations were made: give validation rows or turn it off.")
-        model.load_state_dict(load_file(self.folder / "best" / "tensors.safetensors"))
+        with parallel.first():  # rank 0 may still be writing it
+            weights = load_file(self.folder / "best" / "tensors.safetensors")
+        parallel.load(model, weights)
         return int(self.best["step"])
 
     def about(self, step: int) -> dict[str, Any]:
@@ -103,6 +110,8 @@ class Checkpoints:
 
     def _write(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.fence()
+        if parallel.rank():
+            return
         with atomic_dir(self.folder / name) as folder:
             save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "tensors.safetensors")
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")

@@ -88,6 +88,12 @@ class PretrainConfig(_Optimised):
     val_fraction: float = _field(0.05, "Tail of each file kept for validation; 0 = none.", low=0.0, high=0.5)
     val_every: int = _field(100, "Steps between validations.", low=1)
     val_batches: int = _field(10, "Most batches in one validation.", low=1, advanced=True)
+    sharded: str = _field(
+        "auto",
+        "Spread weights and optimizer over the devices (FSDP); auto = where one device cannot hold them.",
+        choices=("auto", "on", "off"),
+        advanced=True,
+    )
     save_best: bool = _field(
         False, "The model is that of the lowest validation loss, not of the last step.", advanced=True
     )
@@ -121,6 +127,12 @@ class SFTConfig(_Optimised):
     learning_rate: float = _field(5e-4, "Highest learning rate.", low=0.0)
     warmup_steps: int = _field(10, "Steps in which the learning rate rises from 0.", low=0)
     val_every: int = _field(50, "Steps between validations.", low=1)
+    sharded: str = _field(
+        "auto",
+        "Spread weights and optimizer over the devices (FSDP); auto = where one device cannot hold them.",
+        choices=("auto", "on", "off"),
+        advanced=True,
+    )
     save_best: bool = _field(
         False, "The model is that of the lowest validation loss, not of the last step.", advanced=True
     )

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import checkpoint, comparisons, data, device, optim
+from training import checkpoint, comparisons, data, device, optim, parallel
 from training.chat import render_prompt
 from training.checkpoints import Checkpoints
 from training.config import TrainingError
@@ -30,6 +31,7 @@ from training.evaluate import sequence_kl
 from training.generate import completion_seeds
 from training.intervals import wilson
 from training.model import GPT
+from training.parallel import Together
 from training.rankings import Ranking, read_rankings
 from training.report import Report, Stopped
 from training.rollout import Episodes, completion_logprobs, padded, stack
@@ -59,7 +61,8 @@ def run(config: DPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     pairs = sum(len(ranking.pairs()) for ranking in train)
     if pairs < config.min_comparisons:
         raise TrainingError(f"Only {pairs} comparisons; this run needs {config.min_comparisons}: rank more.")
-    known = _with_reference(policy, [*train, *held_out], run_dir / "ref_logprobs.safetensors", tokenizer, compute)
+    with parallel.first():
+        known = _with_reference(policy, [*train, *held_out], run_dir / "ref_logprobs.safetensors", tokenizer, compute)
     prompts = _prompts(config, held_out or train, policy.config.n_positions, tokenizer)
     train_loss = _train(config, run_dir, report, policy, known, len(train), prompts, tokenizer, compute)
     result = {"train_loss": train_loss, "train_pairs": pairs, "rankings": len(train), "skipped_too_long": skipped}
@@ -122,12 +125,13 @@ def answer_logprobs(policy: GPT, examples: Sequence[tuple[list[int], int]], pad_
 
 
 def implicit_rewards(
-    policy: GPT, batch: Sequence[Known], config: DPOConfig, tokenizer: Tokenizer, compute: Compute
+    policy: GPT | Together, batch: Sequence[Known], config: DPOConfig, tokenizer: Tokenizer, compute: Compute
 ) -> Tensor:
     """(N,) beta * log(policy / reference) of all completions, ranking after ranking."""
     rankings = [known.ranking for known in batch]
     examples = [(ids, n) for r in rankings for ids, n in zip(r.examples, r.answer_lengths, strict=True)]
-    logprobs = answer_logprobs(policy, examples, tokenizer.pad_id, compute)
+    read = policy if isinstance(policy, Together) else partial(answer_logprobs, policy)
+    logprobs = read(examples, tokenizer.pad_id, compute)
     return config.beta * (logprobs - logprobs.new_tensor([x for known in batch for x in known.ref_logprobs]))
 
 
@@ -170,6 +174,7 @@ def _train(
     Which rankings a step takes depends on (seed, step) alone.
     """
     train, held_out = known[:n], known[n:]
+    logprobs_of = Together(policy, answer_logprobs)
     optimizer = optim.adamw(policy, config.learning_rate, config.weight_decay, config.beta2)
     checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     per_epoch = math.ceil(len(train) / config.batch_size)
@@ -187,7 +192,7 @@ def _train(
         batch = [train[i] for i in order[place * config.batch_size : (place + 1) * config.batch_size]]
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
-        figures = _step(config, policy, optimizer, batch, tokenizer, compute)
+        figures = _step(config, policy, optimizer, batch, tokenizer, compute, logprobs_of)
         optim.require_finite(figures["loss"], step, config.learning_rate, figures["grad_norm"])
         losses.append(figures["loss"])
         look = step % val_every == 0 or step == steps
@@ -198,7 +203,7 @@ def _train(
             report(step, {"steps": steps, **figures, "lr": rate})
         if look and prompts:
             _sample(report, step, policy, prompts, config, tokenizer, compute)
-        stopping = report.stopping and step < steps
+        stopping = parallel.agree(report.stopping) and step < steps
         if checkpoints.due(step, config.checkpoint_every) or step == steps or stopping:
             checkpoints.save(step, optim.state_tensors(policy, optimizer), {"losses": losses})
         if stopping:
@@ -213,18 +218,30 @@ def _step(
     batch: list[Known],
     tokenizer: Tokenizer,
     compute: Compute,
+    logprobs_of: Together | None = None,
 ) -> dict[str, float]:
-    rewards = implicit_rewards(policy, batch, config, tokenizer, compute)
-    loss, gaps = preference_loss(rewards, [known.ranking for known in batch], config.label_smoothing)
+    logprobs_of, own = logprobs_of or Together(policy, answer_logprobs), batch[parallel.share(len(batch))]
+    read = own or batch[:1]  # a rank without a ranking reads one that weighs nothing
+    rewards = implicit_rewards(logprobs_of, read, config, tokenizer, compute)
+    loss, gaps = preference_loss(rewards, [known.ranking for known in read], config.label_smoothing)
+    loss = loss * (_weight(own) / _weight(batch))
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    logprobs_of.backward(loss)
     grad_norm = float(optim.clip(policy, config.grad_clip))
     optimizer.step()
-    share, _ = comparisons.accuracy(gaps.tolist())
     # Both rewards may fall while their gap grows: the policy then moves its mass to answers that nobody ranked.
-    best = torch.tensor([i for i, first in enumerate(_is_best(batch)) if first], device=rewards.device)
-    figures = {"loss": loss.item(), "accuracy": share, "margin": gaps.mean().item(), "grad_norm": grad_norm}
-    return figures | {"reward_best": rewards[best].mean().item(), "reward_mean": rewards.mean().item()}
+    best = rewards[[i for i, first in enumerate(_is_best(read)) if first]]
+    share, n = comparisons.accuracy(gaps.tolist())
+    sums = [share * n, gaps.sum().item(), n, best.sum().item(), len(best), rewards.sum().item(), len(rewards)]
+    sums = [loss.item(), *(figure if own else 0.0 for figure in sums)]
+    mean, right, gap, n, top, firsts, every, answers = parallel.total(torch.tensor(sums, dtype=torch.float64)).tolist()
+    figures = {"loss": mean, "accuracy": right / n, "margin": gap / n, "grad_norm": grad_norm}
+    return figures | {"reward_best": top / firsts, "reward_mean": every / answers}
+
+
+def _weight(batch: Sequence[Known]) -> float:
+    """What the pairs of these rankings weigh together."""
+    return sum(len(k.ranking.pairs()) / math.comb(len(k.ranking.examples), 2) for k in batch)
 
 
 def _is_best(batch: Sequence[Known]) -> list[bool]:

@@ -44,4 +44,5 @@ class Optimised(Common):
     )
     log_every: int = setting(10, "Steps between two points of the curves.", low=1, advanced=True)
     checkpoint_every: int = setting(100, "Steps between checkpoints.", low=1, advanced=True)
+    devices: int = setting(1, "Processes that share each step's rows, one per GPU.", low=1, high=1024, advanced=True)
     keep_checkpoints: int = setting(2, "Newest checkpoints that are kept.", low=1, advanced=True)

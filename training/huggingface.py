@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training import vocabulary
+from training import parallel, vocabulary
 from training.config import ModelConfig, TrainingError
 from training.model import GPT, RewardModel
 from training.vocabulary import Tokenizer
@@ -112,9 +112,9 @@ def tensors_of(model: GPT | RewardModel) -> dict[str, Tensor]:
     for a head w and a bias c: w · (b + c w / |w|²) = w · b + c, so that their score is our centred one.
     """
     trunk = model.trunk if isinstance(model, RewardModel) else model
-    state = trunk.state_dict()
+    state = {name: parallel.whole(tensor) for name, tensor in trunk.state_dict().items()}
     if isinstance(model, RewardModel):
-        head = model.head.weight[0].double()
+        head = parallel.whole(model.head.weight)[0].double()
         last = "ln_f.bias" if trunk.config.norm == "pre" else f"h.{trunk.config.n_layer - 1}.ln_2.bias"
         state[last] = (state[last] + model.bias * head / head.square().sum().clamp(min=1e-30)).float()
         state.pop("lm_head.weight", None)
@@ -123,7 +123,7 @@ def tensors_of(model: GPT | RewardModel) -> dict[str, Tensor]:
         tensors[_hf_name("wpe.weight", trunk.config)] = trunk.waves
     tensors = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in tensors.items()}
     if isinstance(model, RewardModel):
-        tensors["score.weight"] = model.head.weight
+        tensors["score.weight"] = parallel.whole(model.head.weight)
     return {name: tensor.detach().float().contiguous().cpu() for name, tensor in tensors.items()}
 
 

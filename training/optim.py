@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training import parallel
 from training.config import TrainingError
 
 _STATE = ("exp_avg", "exp_avg_sq", "step")
@@ -51,15 +52,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def clip(model: nn.Module, limit: float) -> Tensor:
     """Scale gradients down to the limit (0 = none); returns their norm before."""
-    return nn.utils.clip_grad_norm_(model.parameters(), limit or float("inf"))
+    return parallel.whole(nn.utils.clip_grad_norm_(model.parameters(), limit or float("inf")))
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
     """Weights and optimizer state by parameter name: what a checkpoint holds."""
-    tensors = {f"{prefix}model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"{prefix}model.{name}": parallel.whole(tensor) for name, tensor in model.state_dict().items()}
     for name, p in model.named_parameters():
         for key, value in optimizer.state.get(p, {}).items():
-            tensors[f"{prefix}optimizer.{key}.{name}"] = value
+            tensors[f"{prefix}optimizer.{key}.{name}"] = parallel.whole(value)
     return tensors
 
 
@@ -76,11 +77,11 @@ def load_state_tensors(
                 f"The checkpoint holds {prefix}{name} {found} and this run's settings ask for {tuple(own.shape)}: put "
                 "the settings back, or remove the run's folder checkpoints to start again."
             )
-    model.load_state_dict(stored)
+    parallel.load(model, stored)
     for name, p in model.named_parameters():
         found = {key: tensors.get(f"{prefix}optimizer.{key}.{name}") for key in _STATE}
         if all(value is not None for value in found.values()):
-            optimizer.state[p] = {k: v.to(p.device).clone() for k, v in found.items() if v is not None}
+            optimizer.state[p] = {k: parallel.spread(v, p).clone() for k, v in found.items() if v is not None}
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 from training.config import STAGES, ConfigError
 
+SHARED = ("pretrain", "sft", "reward", "dpo")  # stages whose steps several processes can share
+
 
 def parse(stage: str, values: dict[str, Any]) -> Any:
     """The stage's config from plain values; raises ConfigError with one sentence."""
@@ -23,7 +25,13 @@ def parse(stage: str, values: dict[str, Any]) -> Any:
     for name, f in fields.items():
         if f.metadata.get("required") and not checked.get(name, _default(f)):
             raise ConfigError(f"{name} is missing in the settings of stage {stage}: {f.metadata['help']}")
-    return STAGES[stage](**checked)
+    config = STAGES[stage](**checked)
+    devices = getattr(config, "devices", 1)
+    if devices > 1 and stage not in SHARED:
+        raise ConfigError(
+            f"devices is {devices} and stage {stage} runs on 1 ({', '.join(SHARED)} on more): set devices to 1."
+        )
+    return config
 
 
 def _unknown(stage: str, name: str, known: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Stage `pretrain`: next-token prediction on texts. A run directory in, a base model out."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import checkpoint, data, device, mixture, optim, vocabulary
+from training import checkpoint, data, device, mixture, optim, parallel, vocabulary
 from training.checkpoints import Checkpoints
 from training.config import PretrainConfig, TrainingError
 from training.device import Compute
 from training.engine import generate
 from training.mixture import Source
 from training.model import GPT, parameter_count
+from training.parallel import Together
 from training.report import Pace, Report, Stopped
 from training.vocabulary import Tokenizer
 
@@ -24,7 +25,10 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
     compute = device.prepare(config)
     model, tok = _start(config, run_dir, compute)
     context = model.config.n_positions
-    sources = mixture.open_sources(config.sources, run_dir, tok, context, config.val_fraction, report)
+    with parallel.first():
+        sources = mixture.open_sources(config.sources, run_dir, tok, context, config.val_fraction, report)
+    work = 6 * parameter_count(model) * config.steps * config.batch_size * context
+    loss_of = Together(model, compute.compiled(token_loss, work), config.sharded)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
     checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     step, newest = 0, {}
@@ -32,17 +36,15 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
         step, newest = saved[0], saved[2]["newest"]
         optim.load_state_tensors(model, optimizer, saved[1])
     report.rewind(step if saved else -1)
-    work = 6 * parameter_count(model) * config.steps * config.batch_size * model.config.n_positions
-    loss_of = compute.compiled(token_loss, work)
     if not saved and config.val_fraction:
-        report(0, {"steps": config.steps, **validate(model, sources, config, compute)})
+        report(0, {"steps": config.steps, **loss_of.run(validate, sources, config, compute)})
     pace, figures = Pace(), {}
     while step < config.steps:
         last = step + 1 == config.steps
         with pace.of(config.batch_size * model.config.n_positions):
             rate, loss, norm = learn(model, optimizer, sources, config, compute, step, loss_of)
             step += 1
-            stopping = report.stopping and not last
+            stopping = parallel.agree(report.stopping) and not last
             save = checkpoints.due(step, config.checkpoint_every) or last or stopping
             if step % config.log_every == 0 or save:
                 optim.require_finite(float(loss), step, config.learning_rate, float(norm))
@@ -51,13 +53,13 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
         if figures:
             figures["tokens_per_s"] = pace.lap()
         if config.val_fraction and (step % config.val_every == 0 or last):
-            figures |= validate(model, sources, config, compute)
+            figures |= loss_of.run(validate, sources, config, compute)
             checkpoints.keep_best(step, figures["val_loss"], model)
         if figures:
             report(step, {"steps": config.steps, **figures})
             newest, figures = {**newest, **figures}, {}
         if config.sample_every and (step % config.sample_every == 0 or last):
-            report.sample(step, prompt=config.sample_prompt, text=_sample(model, tok, config, step))
+            report.sample(step, prompt=config.sample_prompt, text=loss_of.run(_sample, tok, config, step))
         if save:
             checkpoints.save(step, optim.state_tensors(model, optimizer), {"newest": newest})
         if stopping:
@@ -76,24 +78,27 @@ def learn(
     config: PretrainConfig,
     compute: Compute,
     step: int,
-    loss_of: Callable[..., Tensor] | None = None,
+    loss_of: Together | None = None,
 ) -> tuple[float, Tensor, Tensor]:
     """One optimizer step, a function of the weights and (seed, step) alone; returns learning rate, loss and norm."""
-    torch.manual_seed(optim.step_seed(config.seed, step))
+    torch.manual_seed(parallel.seed(optim.step_seed(config.seed, step)))
     rate = optim.learning_rate(step, config.steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
     optim.set_learning_rate(optimizer, rate)
     inputs, targets = mixture.batch(sources, config.seed, step, config.batch_size, model.config.n_positions)
     model.train()
     total = torch.zeros((), device=compute.device)
-    parts = min(config.grad_accum, len(inputs))
-    for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        loss = (loss_of or token_loss)(model, *_on(compute, x, y, config, sources)) / targets.numel()
-        loss.backward()
+    loss_of = loss_of or Together(model, token_loss)
+    learned, parts = targets.numel(), max(1, min(config.grad_accum, len(inputs) // parallel.size()))
+    targets, inputs = parallel.mine(targets, inputs)
+    for number, (x, y) in enumerate(zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True), start=1):
+        with loss_of.part(last=number == parts):
+            loss = loss_of(*_on(compute, x, y, config, sources)) / learned
+            loss_of.backward(loss)
         total += loss.detach()
     norm = optim.clip(model, config.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return rate, total, norm
+    return rate, parallel.total(total), norm
 
 
 def token_loss(

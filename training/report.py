@@ -27,6 +27,7 @@ class Report:
 
     def __init__(self, run_dir: Path, attempt: int | None = None) -> None:
         self.run_dir, self.attempt, self.stopping = run_dir, attempt, False
+        self.writes = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one
 
     def __call__(self, step: int, figures: dict[str, Any]) -> None:
         self._append("metrics.jsonl", {"step": step, **figures})
@@ -49,6 +50,8 @@ class Report:
     def rewind(self, step: int) -> None:
         """Cut the lines after `step`, so that a resumed run's files equal an undisturbed one's."""
         self.fence()
+        if not self.writes:
+            return
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.run_dir / name
             if path.exists():
@@ -67,6 +70,8 @@ class Report:
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self.fence()
+        if not self.writes:
+            return
         with (self.run_dir / name).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(finite(row), ensure_ascii=False) + "\n")
 

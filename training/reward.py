@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from training import checkpoint, comparisons, data, device, optim, reward_report
+from training import checkpoint, comparisons, data, device, optim, parallel, reward_report
 from training.chat import render_example
 from training.checkpoints import Checkpoints
 from training.config import RewardConfig, TrainingError
 from training.device import Compute
 from training.model import RewardModel
+from training.parallel import Together
 from training.rankings import Ranking, read_rankings
 from training.report import Report, Stopped
 from training.rollout import stack
@@ -78,6 +80,7 @@ def _train(
 
     Which rankings a step takes depends on (seed, step) alone.
     """
+    scores_of = Together(model, scores)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
     checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     per_epoch = math.ceil(len(rankings) / config.batch_size)
@@ -98,7 +101,7 @@ def _train(
         batch = [units[i] for i in order[place * rows : (place + 1) * rows]]
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
-        figures = _step(config, model, optimizer, batch, tokenizer, compute)
+        figures = _step(config, model, optimizer, batch, tokenizer, compute, scores_of)
         optim.require_finite(figures["loss"], step, config.learning_rate, figures["grad_norm"])
         losses.append(figures["loss"])
         validate = bool(held_out) and (step % val_every == 0 or step % per_epoch == 0)
@@ -107,7 +110,7 @@ def _train(
             checkpoints.keep_best(step, figures["val_loss"], model)
         if step % config.log_every == 0 or step in (1, steps) or validate:
             report(step, {"steps": steps, **figures, "lr": rate})
-        stopping = report.stopping and step < steps
+        stopping = parallel.agree(report.stopping) and step < steps
         if checkpoints.due(step, config.checkpoint_every) or step == steps or stopping:
             checkpoints.save(step, optim.state_tensors(model, optimizer), {"losses": losses})
         if stopping:
@@ -142,18 +145,28 @@ def _step(
     batch: list[Ranking],
     tokenizer: Tokenizer,
     compute: Compute,
+    scores_of: Together | None = None,
 ) -> dict[str, float]:
-    examples = [ids for ranking in batch for ids in ranking.examples]
-    tokens, lengths = stack(examples, tokenizer.pad_id, compute.device)  # (N, T), (N,)
-    with compute.autocast():
-        scores = model.score(tokens, lengths - 1)  # (N,)
-    loss = comparisons.k_wise_loss(scores, [ranking.groups for ranking in batch]) / len(batch)
+    scores_of, own = scores_of or Together(model, scores), batch[parallel.share(len(batch))]
+    read = own or batch[:1]  # a rank without a ranking reads one that weighs nothing
+    tokens, lengths = stack([ids for r in read for ids in r.examples], tokenizer.pad_id, compute.device)
+    rewards = scores_of(tokens, lengths, compute)  # (N,)
+    loss = comparisons.k_wise_loss(rewards, [ranking.groups for ranking in read]) * bool(own) / len(batch)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    scores_of.backward(loss)
     grad_norm = float(optim.clip(model, config.grad_clip))
     optimizer.step()
-    share, n = comparisons.accuracy(gap for _, _, gap in reward_report.pair_gaps(batch, scores.tolist()))
-    return {"loss": loss.item(), "grad_norm": grad_norm} | ({"accuracy": share} if n else {})
+    share, n = comparisons.accuracy(gap for _, _, gap in reward_report.pair_gaps(own, rewards.tolist()))
+    right, n, mean = parallel.total(
+        torch.tensor([round(2 * share * n) / 2 if n else 0.0, n, loss.item()], dtype=torch.float64)
+    ).tolist()
+    return {"loss": mean, "grad_norm": grad_norm} | ({"accuracy": right / n} if n else {})
+
+
+def scores(model: RewardModel, tokens: Tensor, lengths: Tensor, compute: Compute) -> Tensor:
+    """(N,) scores read at the EOS of tokens (N, T), whose lengths are (N,)."""
+    with compute.autocast():
+        return model.score(tokens, lengths - 1)
 
 
 @torch.no_grad()
@@ -201,7 +214,8 @@ def _validate(
     if not held_out:
         return {"val_accuracy": None, "val_pairs": 0, "agreement": reward_report.agreement(rankings)}
     rewards = score_all(model, [ids for r in held_out for ids in r.examples], tokenizer.pad_id, compute)
-    _write_pairs(run_dir / "val_pairs.jsonl", held_out, rewards)
+    if not parallel.rank():
+        _write_pairs(run_dir / "val_pairs.jsonl", held_out, rewards)
     return {"val_loss": _loss(held_out, rewards)} | reward_report.report(rankings, held_out, rewards)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import chat, checkpoint, data, demonstrations, device, monitors, optim
+from training import chat, checkpoint, data, demonstrations, device, monitors, optim, parallel
 from training.checkpoints import Checkpoints
 from training.config import SFTConfig, TrainingError
 from training.demonstrations import Batch, Example, collate
 from training.device import Compute
 from training.engine import generate
 from training.model import GPT
+from training.parallel import Together
 from training.pretrain import token_loss
 from training.report import Pace, Report, Stopped
 from training.vocabulary import Tokenizer
@@ -27,6 +28,7 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     train, val, skipped = load_examples(config, run_dir, tok, model.config.n_positions)
     monitors.learned_ends(sum(e.mask[-1] == 1 and e.ids[-1] == tok.eos_id for e in train), len(train))
     steps = config.epochs * math.ceil(len(train) / config.batch_size)
+    loss_of = Together(model, token_loss, config.sharded)
     optimizer = optim.adamw(model, config.learning_rate, config.weight_decay, config.beta2)
     checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     step, newest = 0, {}
@@ -35,16 +37,16 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
         optim.load_state_tensors(model, optimizer, saved[1])
     report.rewind(step if saved else -1)
     if not saved and val:
-        report(0, {"steps": steps, "val_loss": validate(model, val, config, tok, compute)})
+        report(0, {"steps": steps, "val_loss": loss_of.run(validate, val, config, tok, compute)})
     pace, figures = Pace(), {}
     while step < steps:
         last = step + 1 == steps
         batch = step_batch(train, config, tok, model.config.n_positions, step)
         learned = monitors.learned_tokens(batch.targets)
         with pace.of(batch.tokens):
-            rate, loss, norm = learn(model, optimizer, batch, config, compute, step, steps)
+            rate, loss, norm = learn(model, optimizer, batch, config, compute, step, steps, loss_of)
             step += 1
-            stopping = report.stopping and not last
+            stopping = parallel.agree(report.stopping) and not last
             save = checkpoints.due(step, config.checkpoint_every) or last or stopping
             if step % config.log_every == 0 or save:
                 optim.require_finite(float(loss), step, config.learning_rate, float(norm))
@@ -54,13 +56,13 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
         if figures:
             figures["tokens_per_s"] = pace.lap()
         if val and (step % config.val_every == 0 or last):
-            figures["val_loss"] = validate(model, val, config, tok, compute)
+            figures["val_loss"] = loss_of.run(validate, val, config, tok, compute)
             checkpoints.keep_best(step, figures["val_loss"], model)
         if figures:
             report(step, {"steps": steps, **figures})
             newest, figures = {**newest, **figures}, {}
         if config.sample_every and (step % config.sample_every == 0 or last):
-            report.sample(step, **_sample(model, tok, val or train, config, step))
+            report.sample(step, **loss_of.run(_sample, tok, val or train, config, step))
         if save:
             checkpoints.save(step, optim.state_tensors(model, optimizer), {"newest": newest})
         if stopping:
@@ -109,18 +111,22 @@ def learn(
     compute: Compute,
     step: int,
     steps: int,
+    loss_of: Together | None = None,
 ) -> tuple[float, Tensor, Tensor]:
     """One optimizer step; returns learning rate, mean loss per learned token and the gradient's norm."""
     torch.manual_seed(optim.step_seed(config.seed, step))
     rate = optim.learning_rate(step, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
     optim.set_learning_rate(optimizer, rate)
-    loss = _loss(model, batch, compute) / int((batch.targets >= 0).sum())
-    loss.backward()
+    loss_of, learned = loss_of or Together(model, token_loss), int((batch.targets >= 0).sum())
+    inputs, targets, positions, documents = batch.to(compute.device)
+    targets, inputs, positions, documents = parallel.mine(targets, inputs, positions, documents)
+    loss = loss_of(inputs, targets, compute, positions, documents) / learned
+    loss_of.backward(loss)
     norm = optim.clip(model, config.grad_clip)
     monitors.gradient(float(norm), f"at step {step + 1}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return rate, loss.detach(), norm
+    return rate, parallel.total(loss.detach()), norm
 
 
 @torch.no_grad()
