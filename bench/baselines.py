@@ -27,12 +27,13 @@ K, OVERLAP, NOISE, HELD_OUT = 6, 2, 0.25, 15  # completions a prompt, rankings a
 BEST_OF = 16
 SMALL = 8  # with --small everything is an eighth of the demo's size
 SAMPLED = {**recipe.SAMPLING}
-# One price of KL for all that have one, the demo's; each method's other settings are its defaults.
+# One price of KL for all that have one, the demo's (PPO divides scores by their spread, DPO's beta is in raw scores);
+# each method's other settings are its defaults.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("ppo", recipe.PPO),
     "RLOO": ("grpo", {**recipe.PPO, "estimator": "rloo"}),
     "GRPO": ("grpo", {**recipe.PPO, "estimator": "grpo"}),
-    "DPO": ("dpo", {"batch_size": recipe.REWARD["batch_size"], "beta": recipe.PPO["kl_coef"], "max_new_tokens": 40}),
+    "DPO": ("dpo", {"batch_size": recipe.REWARD["batch_size"], "max_new_tokens": 40}),
     "Rejection sampling": ("rejection", SAMPLED),
 }
 
@@ -164,6 +165,8 @@ def measure(name: str, out: Path, start: Start, seed: int, small: bool) -> Row:
     kind, settings = METHODS[name]
     inputs = {"base": str(start.sft)}
     if kind == "dpo":
+        spread = _json(start.reward / "bucle.json")["reward_std"]
+        settings = {**settings, "beta": recipe.PPO["kl_coef"] * spread}
         inputs |= {"data": str(start.rankings), "val": str(start.held_out_rankings)}
     else:
         inputs |= {"reward_model": str(start.reward), "prompts": str(start.prompts)}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench import harness
-from bench.ppo import folders
+from bench.ppo import folders, in_background
 from training import checkpoint, device, optim, reward
 from training.config import RewardConfig
 from training.rankings import Ranking
@@ -81,7 +81,7 @@ def trl(root: Path, precision: str, compile: str) -> Callable[[], dict[str, Any]
         ),
         train_dataset=Dataset.from_list(rows), processing_class=tok, callbacks=[Gate()],
     )  # fmt: skip
-    threading.Thread(target=trainer.train, daemon=True).start()
+    in_background(trainer.train)
 
     def work() -> dict[str, Any]:
         began = time.perf_counter()
@@ -95,11 +95,9 @@ def trl(root: Path, precision: str, compile: str) -> Callable[[], dict[str, Any]
 
 
 CONTENDERS: dict[str, tuple[str, ...]] = {
-    "ours, as `auto` chooses": ("ours", "auto"),
+    "ours": ("ours", "auto"),
     "ours, fp32": ("ours", "fp32"),
-    "ours, bf16": ("ours", "bf16"),
     "TRL RewardTrainer, fp32": ("trl", "fp32", "off"),
-    "TRL RewardTrainer, bf16": ("trl", "bf16", "off"),
     "TRL RewardTrainer, bf16 + compile": ("trl", "bf16", "on"),
 }
 

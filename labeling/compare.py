@@ -129,7 +129,9 @@ def method_of(run: Run) -> str:
 
 def _runs(project: Project, **which: Any) -> "Iterable[Run]":
     found = Run.objects.filter(project=project, **which).order_by("-pk")
-    return found.select_related("model", "reward_model__run", "base").prefetch_related("datasets")
+    return found.select_related("model", "reward_model__run", "base").prefetch_related(
+        "datasets", "reward_model__run__datasets"
+    )
 
 
 def _usual(project: Project, name: str, **which: Any) -> ModelVersion | None:

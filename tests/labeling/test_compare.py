@@ -170,6 +170,13 @@ def test_a_policy_that_learned_other_rankings_says_so(world: World) -> None:
     assert (rows[same].other_rankings, rows[other].other_rankings) == (False, True)
 
 
+def test_the_table_costs_the_same_for_many_methods(world: World, django_assert_max_num_queries: Any) -> None:
+    for _ in range(6):
+        world.evaluated(world.trained("ppo").model, 0.6)
+    with django_assert_max_num_queries(24):
+        assert len(compare(world.project).rows) == 8
+
+
 def test_a_proxy_that_judges_itself_is_known(world: World) -> None:
     world.trained("dpo")
     assert not compare(world.project).judged_by_its_teacher

@@ -79,7 +79,7 @@ def _inputs(row: Run) -> list[tuple[str, object]]:
     names = {
         "tokenizer": _("Tokenizer"),
         "base": _("New policy") if row.stage == Run.Stage.EVALUATE else _("Starts from"),
-        "reference": _("Old policy"),
+        "reference": _("Judge, a reward model of other rankings") if row.stage == Run.Stage.PPO else _("Old policy"),
         "reward_model": _("Reward model"),
     }
     return [(label, getattr(row, name)) for name, label in names.items() if getattr(row, name)]
