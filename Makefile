@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install setup demo up test test-fast test-slow lint format bench messages clean
+.PHONY: help install setup demo up test test-fast test-slow lint format bench bench-gpu messages clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ messages: setup ## collect translatable texts into locale/ (needs gettext)
 
 bench: setup .venv/.installed-bench ## measure speed beside the peers and write docs/results.md (ARGS="training generation" for some)
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: setup .venv/.installed-bench ## the same on a GPU: pretraining, decoding, PPO, DDP (ARGS=--dry tries every path on a CPU)
+	@$(BIN)/python -m bench.gpu $(ARGS)
 
 clean: ## remove what was installed; var/ (your data) stays
 	rm -rf .venv node_modules

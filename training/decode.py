@@ -35,7 +35,7 @@ class Decoder:
         self.norm = _Norm(model.ln_f) if isinstance(model.ln_f, nn.LayerNorm) else None
         head = model.wte if model.lm_head is None else model.lm_head
         self.head = _Linear(head.weight, None, torch.float32)
-        self.seen = torch.arange(length, device=model.device)
+        self.columns = torch.arange(length, device=model.device)
 
     def prefill(self, tokens: Tensor, lengths: Tensor, rows: Tensor, source: Tensor) -> Tensor:
         """Read U prompts (U, T), right-padded, of lengths (U,); rows[i] (n,) holds prompt source[i] (n,).
@@ -58,7 +58,10 @@ class Decoder:
         """One token (n,) for rows 0 .. n - 1, at places (n,) of their texts, all below `upto`. Logits (n, V)."""
         n, heads = len(tokens), self.config.n_head
         x = F.embedding(tokens, self.tokens) + F.embedding(at, self.positions)  # (n, d)
-        unseen = torch.where(self.seen[:upto] > at[:, None], -math.inf, 0.0).to(self.dtype)  # (n, upto)
+        hidden = (
+            self.columns[:upto] > at[:, None]
+        )  # (n, upto); a CUDA graph may hold no copy from the host, so no where
+        unseen = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -math.inf)
         unseen = unseen[:, None].expand(n, heads, upto).reshape(n * heads, 1, upto)
         places = self.cache.places(at)
         keys, values = self.cache.views(n, upto)

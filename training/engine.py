@@ -14,6 +14,7 @@ from torch import Tensor
 from training.config import TrainingError
 from training.decode import Decoder
 from training.device import Compute
+from training.graphs import GraphedSteps
 from training.model import GPT
 from training.request import FinishReason, Request, Text
 from training.rows import Rows
@@ -54,6 +55,8 @@ class Engine:
         self.room = min(context or model.config.n_positions, model.config.n_positions)
         self.decoder = Decoder(model, max_batch, self.room, compute or Compute(model.device, bf16=False))
         self.rows = Rows(max_batch, self.room, model.config.vocab_size, model.device)
+        cuda = model.device.type == "cuda"
+        self.graphs = GraphedSteps(self.decoder, self.rows.tokens, self.rows.places) if cuda else None
         self.slots: list[_Slot] = []
         self.waiting: deque[Request] = deque()
         self.news = threading.Event()  # set by submit, so that an idle serving thread can sleep
@@ -87,7 +90,10 @@ class Engine:
         self._join()
         if running:
             upto = max(slot.length for slot in self.slots[:running])
-            logits = self.decoder.step(self.rows.tokens[:running], self.rows.places[:running], upto)
+            if self.graphs is not None:
+                logits = self.graphs(running, upto)
+            else:
+                logits = self.decoder.step(self.rows.tokens[:running], self.rows.places[:running], upto)
             self._advance(0, logits)
         if len(self.slots) > running:
             self._advance(running, self._prefill(running))

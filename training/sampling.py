@@ -18,7 +18,7 @@ def uniforms(seed: int, n: int) -> np.ndarray:
 def scaled(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """Logits / T in fp32; T = 0 is read as 1 here, since greedy choice has no distribution worth storing."""
     if isinstance(temperature, Tensor):
-        safe = torch.where(temperature > 0, temperature, 1.0).float()
+        safe = temperature.float().masked_fill(temperature <= 0, 1.0)
         return logits.float() / safe[:, None]
     return logits.float() if temperature in (0, 1) else logits.float() / temperature
 

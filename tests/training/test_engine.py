@@ -11,6 +11,7 @@ from tests.training.tiny import make_model, make_tokenizer
 from training.config import ModelConfig, TrainingError
 from training.device import Compute
 from training.engine import Engine, EngineThread, Request, generate
+from training.graphs import GraphedSteps
 from training.model import GPT
 from training.rollout import Episodes, completion_logprobs
 
@@ -82,6 +83,35 @@ def test_requests_join_and_leave_in_the_middle(model):
         engine.step()
     engine.run_until_idle()
     assert [request.tokens for request in requests] == expected
+
+
+class _Recorded:
+    """What a CUDA graph does, on a CPU: the same work into the same memory."""
+
+    def __init__(self, work):
+        self.work, self.answer = work, work().clone()
+
+    def replay(self):
+        self.answer.copy_(self.work())
+
+
+def test_graphs_of_rounded_shapes_give_the_same_tokens(model):
+    """The graphs of a GPU need rows and columns of few sizes; their rounding is what can be tested without one."""
+    prompts = _prompts(9, seed=6, longest=40)
+    expected = [_alone(model, Request(p, 3 + 3 * i, seed=i)).tokens for i, p in enumerate(prompts)]
+    engine = Engine(model, TOKENIZER, 5)
+    recorded = []
+    engine.graphs = GraphedSteps(
+        engine.decoder,
+        engine.rows.tokens,
+        engine.rows.places,
+        lambda work: (recorded.append(_Recorded(work)) or recorded[-1], recorded[-1].answer),
+    )
+    requests = [engine.submit(Request(p, 3 + 3 * i, seed=i)) for i, p in enumerate(prompts)]
+    engine.run_until_idle()
+    assert [request.tokens for request in requests] == expected
+    assert {rows for rows, _ in engine.graphs.graphs} <= {1, 2, 4, 5}
+    assert len(recorded) == len(engine.graphs.graphs) <= 8
 
 
 def test_same_seed_same_text_and_another_seed_another(model):
