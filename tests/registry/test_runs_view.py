@@ -76,6 +76,18 @@ def test_page_shows_error_lineage_and_output(alices, project):
     assert "&lt;b&gt;Buenas" in text
 
 
+def test_page_shows_what_more_answers_gain_and_which_policies_were_kept(alices, project):
+    by_n = [{"n": 4, "score": 0.62, "win_rate": 0.8, "win_rate_low": 0.7, "win_rate_high": 0.9, "kl": 0.573,
+             "kl_bound": 0.636, "length": 9.0, "eos_share": 1.0}]  # fmt: skip
+    text = _page(alices, _run(project, stage="best_of_n", status="succeeded", result={"by_n": by_n})).content.decode()
+    assert "0.573" in text
+    assert "0.636" in text
+    kept = [{"mark": 1.0, "path": "snapshots/kl-1", "update": 7, "kl": 1.1, "kl_k1": 1.07, "score": 0.4}]
+    text = _page(alices, _run(project, stage="ppo", status="succeeded", result={"snapshots": kept})).content.decode()
+    assert "snapshots/kl-1" in text
+    assert "1.07" in text
+
+
 def test_page_says_which_worker_is_missing_and_what_to_do(alices, project):
     run = _run(project)
     waiting = re.compile(r'<div data-missing role="status"( hidden)?>(.*?)</div>', re.S)
