@@ -58,7 +58,7 @@ def ours(root: Path, precision: str, rows: str = "32") -> Callable[[], dict[str,
         minibatches=MINIBATCHES, max_new_tokens=ANSWER, learning_rate=1e-6, value_learning_rate=1e-6, updates=1000,
         value_warmup=0, precision=precision,
     )  # fmt: skip
-    compute = device.prepare_exact(config)
+    compute = device.prepare(config)
     policy, tok, _ = checkpoint.load_model(root / "policy")
     ref_policy, _, _ = checkpoint.load_model(root / "policy")
     reward_model, value_model = (checkpoint.load_reward_model(root / "reward")[0] for _ in range(2))

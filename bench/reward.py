@@ -34,7 +34,7 @@ def answers(eos_id: int) -> list[tuple[list[int], list[int]]]:
 
 def ours(root: Path, precision: str) -> Callable[[], dict[str, Any]]:
     config = RewardConfig(base=str(root / "reward"), batch_size=PAIRS, learning_rate=1e-5, precision=precision)
-    compute = device.prepare_exact(config)
+    compute = device.prepare(config)
     model, tok, _ = checkpoint.load_reward_model(root / "reward")
     model.eval()
     optimizer = optim.adamw(model, config.learning_rate)

@@ -163,12 +163,17 @@ class RewardModel(nn.Module):
 
     def values(self, tokens: Tensor) -> Tensor:
         """(B, T) ids -> (B, T): the bias is included."""
-        return self.head(self.trunk(tokens)).squeeze(-1).float() + self.bias
+        return self._read(self.trunk(tokens))
 
     def score(self, tokens: Tensor, eos_index: Tensor) -> Tensor:
         """(B, T) ids and where each row's EOS stands (B,) -> (B,) rewards, read there only."""
         hidden = self.trunk(tokens)[torch.arange(len(tokens), device=tokens.device), eos_index]  # (B, n_embd)
-        return self.head(hidden).squeeze(-1).float() + self.bias
+        return self._read(hidden)
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """(..., n_embd) -> (...), always in fp32: one product costs nothing, and in bf16 near scores would tie."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float()).squeeze(-1) + self.bias
 
 
 def sinusoids(length: int, width: int) -> Tensor:

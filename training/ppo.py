@@ -78,7 +78,7 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
 
 def _load(config: PPOConfig, run_dir: Path, score: Score | None) -> tuple[Learner, Frozen, dict[str, Any]]:
     """The networks, without dropout. Refuses a reward model of another vocabulary and prompts that do not fit."""
-    compute = device.prepare_exact(config)
+    compute = device.prepare(config)
     base = data.resolve(run_dir, config.base)
     policy, tokenizer, _ = checkpoint.load_model(base, compute.device)
     ref_policy, _, _ = checkpoint.load_model(base, compute.device)

@@ -165,8 +165,7 @@ def judge(
     roundings, so the first ratio is 1 and not almost 1.
     """
     compute = frozen.compute
-    logprobs, ref_logprobs, values = (torch.zeros_like(episodes.mask) for _ in range(3))
-    raw, entropy = torch.zeros_like(episodes.mask[:, 0]), 0.0
+    logprobs, ref_logprobs, entropy = torch.zeros_like(episodes.mask), torch.zeros_like(episodes.mask), 0.0
     for index in parts:
         part = episodes.rows(index)
         width = part.mask.shape[1]
@@ -175,12 +174,12 @@ def judge(
         entropy -= (everything.exp() * everything).sum().item()
         ref = completion_logprobs(frozen.ref_policy, part, config.temperature, compute)[0]
         ref_logprobs[index, :width] = padded(ref, part.mask)
-        values[index, :width] = padded(completion_values(learner.value_model, part, compute), part.mask)
-        limits = {"missing_eos_penalty": config.missing_eos_penalty, "score_clip": config.score_clip}
-        if given is None:
-            raw[index] = scores(frozen.reward_model, part, compute, **limits)
-        else:
-            raw[index] = settled(given[index], part.ended, **limits)
+    values = padded(completion_values(learner.value_model, episodes, compute), episodes.mask)
+    limits = {"missing_eos_penalty": config.missing_eos_penalty, "score_clip": config.score_clip}
+    if given is None:
+        raw = scores(frozen.reward_model, episodes, compute, **limits)
+    else:
+        raw = settled(given, episodes.ended, **limits)
     rewards = adv.token_rewards(logprobs - ref_logprobs, raw, episodes.mask, learner.kl_coef)
     if config.whiten_rewards:
         rewards = adv.whiten(rewards, episodes.mask, shift_mean=False)

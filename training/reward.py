@@ -6,6 +6,7 @@ together. The score is read at the EOS only. One pass is enough: more overfits.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
@@ -35,7 +36,8 @@ VALIDATIONS_A_PASS, MOST_IN_A_VALIDATION = 4, 256
 def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     """Rankings and an SFT model in, a reward model out whose mean on demonstrations is 0."""
     started = time.monotonic()
-    compute = device.prepare_exact(config)
+    compute = device.prepare(config)
+    exact = dataclasses.replace(compute, bf16=False)  # for the figures that other runs are compared by
     torch.manual_seed(optim.step_seed(config.seed, 0))  # the head's first weights
     trunk, tokenizer, card = checkpoint.load_model(data.resolve(run_dir, config.base), compute.device)
     model = RewardModel(trunk).to(compute.device).eval()  # eval: dropout is off in training too
@@ -49,8 +51,8 @@ def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
 
     result = _train(config, run_dir, report, model, rankings, held_out, tokenizer, compute)
     result |= {"train_pairs": n, "rankings": len(rankings), "skipped_too_long": skipped + more}
-    result |= _centre(model, rankings, demonstrations, tokenizer, compute)
-    result |= _validate(model, rankings, held_out, tokenizer, compute, run_dir)
+    result |= _centre(model, rankings, demonstrations, tokenizer, exact)
+    result |= _validate(model, rankings, held_out, tokenizer, exact, run_dir)
     report.fence()
     meta = {"stage": "reward", "run": run_dir.name, "parent": config.base, "step": result["model_step"]}
     meta |= {"reward_std": result["reward_std"]}

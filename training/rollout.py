@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,9 +62,35 @@ def completion_logprobs(policy: GPT, episodes: Episodes, temperature: float, com
     """
     with compute.autocast():
         hidden = policy(episodes.tokens[:, :-1])[episodes.mask.bool()]  # (n, d)
-    logprobs = scaled(policy.logits(hidden.float()), temperature).log_softmax(-1)  # (n, V)
     chosen = episodes.tokens[:, 1:][episodes.mask.bool()]
-    return logprobs.gather(-1, chosen[:, None]).squeeze(-1), logprobs
+    head = policy.wte.weight if policy.lm_head is None else policy.lm_head.weight
+    return _Logprobs.apply(hidden.float(), head, chosen, temperature, compute.bf16)
+
+
+class _Logprobs(torch.autograd.Function):
+    """Log-probabilities of the chosen tokens (n,), and of all (n, V), through which no gradient flows.
+
+    The head's logits are fp32 always, as the sampler's are; its gradients, two thirds of its work, are products like
+    all others.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, chosen: Tensor, temperature: float, bf16: bool
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = scaled(F.linear(hidden, head), temperature).log_softmax(-1)
+        ctx.save_for_backward(hidden, head, chosen, logprobs)
+        ctx.temperature, ctx.dtype = temperature, torch.bfloat16 if bf16 else torch.float32
+        ctx.mark_non_differentiable(logprobs)
+        return logprobs.gather(-1, chosen[:, None]).squeeze(-1), logprobs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, chosen, logprobs = ctx.saved_tensors
+        upstream = upstream[:, None] / ctx.temperature
+        slope = logprobs.exp().mul_(-upstream).scatter_add_(-1, chosen[:, None], upstream).to(ctx.dtype)
+        dhidden = (slope @ head.to(ctx.dtype)).float()
+        return dhidden, (slope.t() @ hidden.to(ctx.dtype)).float(), None, None, None
 
 
 def completion_values(value_model: RewardModel, episodes: Episodes, compute: Compute) -> Tensor:

@@ -166,11 +166,13 @@ def _bradley_terry(n: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def test_latent_utilities_are_recovered_and_accuracy_comes_near_the_best_there_is(make_run, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_latent_utilities_are_recovered_and_accuracy_comes_near_the_best_there_is(make_run, tmp_path, precision):
     tok = make_tokenizer()
     base = save(tmp_path / "base", make_model(tok), tok, "base")
     rows = _bradley_terry(400, 9)
     config = {"base": base, "val": "data/val.jsonl", "learning_rate": 2e-3, "batch_size": 16, "epochs": 2}
+    config["precision"] = precision
     run_dir = make_run(config, {"train.jsonl": jsonl(_bradley_terry(600, 8)), "val.jsonl": jsonl(rows)})
     result = _run(run_dir)
     pairs = [(row["responses"][a], row["responses"][b]) for row in rows for a, b in combinations(row["ranking"], 2)]
