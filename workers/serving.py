@@ -39,13 +39,13 @@ class Served:
         self.thread = EngineThread(Engine(model, self.tokenizer, MAX_BATCH))
         self.thread.start()
 
-    def request(self, prompt: str, sampling: dict[str, Any], seed: int, **listeners: Any) -> Request:
-        """A base model continues the text as it is; all others answer it."""
+    def request(self, prompt: str, sampling: dict[str, Any], seed: int, **more: Any) -> Request:
+        """A base model continues the text as it is; all others answer it. `more`: listeners, stop strings, ..."""
         ids = self.tokenizer.encode(prompt) if self.is_base else chat.render_prompt(self.tokenizer, prompt)
         return Request(
             ids,
             max_new_tokens=sampling["max_new_tokens"], temperature=sampling["temperature"],
-            top_k=sampling["top_k"], top_p=sampling["top_p"], seed=seed, **listeners,
+            top_k=sampling["top_k"], top_p=sampling["top_p"], seed=seed, **more,
         )  # fmt: skip
 
 

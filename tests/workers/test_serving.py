@@ -1,9 +1,12 @@
 """The serve worker with a real, tiny model: a round is written whole, and nobody waits for ever."""
 
+import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from accounts.models import Project
 from labeling import rounds
@@ -76,6 +79,24 @@ def test_a_stored_seed_writes_the_same_text_again(project: Project, writer: Mode
         )  # fmt: skip
         assert again.tokens == completion.tokens
         assert again.logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+
+
+def test_the_command_stops_at_texts_and_refuses_what_cannot_be(project: Project, writer: ModelVersion) -> None:
+    def said(**options: Any) -> dict[str, Any]:
+        out = StringIO()
+        name = f"{project.slug}/{writer.name}"
+        call_command("generate", model=name, prompt="¿Sube?", n=3, seed=7, json=True, stdout=out, **options)
+        return dict(json.loads(out.getvalue()))
+
+    free = [completion["text"] for completion in said()["completions"]]
+    letter = next(letter for text in free for letter in text if letter != "\ufffd")
+    stopped = said(stop=[letter])
+    assert [c["text"] for c in stopped["completions"]] == [text.split(letter)[0] for text in free]
+    assert {c["finish_reason"] for c in stopped["completions"]} >= {"stop"}
+    assert stopped["stop"] == [letter]
+    assert said(repetition_penalty=5.0)["completions"] != said()["completions"]
+    with pytest.raises(CommandError, match="repetition-penalty is 0"):
+        said(repetition_penalty=0.0)
 
 
 def test_a_text_that_repeats_another_is_drawn_again_and_its_new_seed_stored(
