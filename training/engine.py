@@ -20,6 +20,9 @@ from training.request import FinishReason, Request, Text
 from training.rows import Rows
 from training.vocabulary import Tokenizer
 
+# Tokens of prompts that are read in one pass: as many as keep the processor busy, which bounds the memory as well.
+READ_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
+
 
 class _Slot:
     """A running request: how long it is and may become, and what of its text may be shown."""
@@ -115,20 +118,20 @@ class Engine:
     def _prefill(self, start: int) -> Tensor:
         """Logits (B, V) after the prompts of the rows from start on; a prompt that several wait for is read once."""
         running = {slot.prompt: row for row, slot in enumerate(self.slots[:start])}
-        texts: dict[tuple[int, ...], int] = {}
-        rows, source = [], []
+        unread: dict[tuple[int, ...], list[int]] = {}
         for row, slot in enumerate(self.slots[start:], start):
             if slot.prompt in running:
                 self.decoder.cache.copy(running[slot.prompt], row, len(slot.prompt))
                 slot.first = self.slots[running[slot.prompt]].first
             else:
-                rows.append(row)
-                source.append(texts.setdefault(slot.prompt, len(texts)))
-        if texts:
-            tokens = np.full((len(texts), max(map(len, texts))), self.tokenizer.pad_id)
-            for text, prompt in enumerate(texts):
+                unread.setdefault(slot.prompt, []).append(row)
+        for group in _groups(sorted(unread, key=len), READ_AT_ONCE[self.device.type]):
+            tokens = np.full((len(group), len(group[-1])), self.tokenizer.pad_id)
+            for text, prompt in enumerate(group):
                 tokens[text, : len(prompt)] = prompt
-            lengths = self._tensor([len(prompt) for prompt in texts])
+            rows = [row for prompt in group for row in unread[prompt]]
+            source = [text for text, prompt in enumerate(group) for _ in unread[prompt]]
+            lengths = self._tensor([len(prompt) for prompt in group])
             logits = self.decoder.prefill(self._tensor(tokens), lengths, self._tensor(rows), self._tensor(source))
             for row, text in zip(rows, source, strict=True):
                 self.slots[row].first = logits[text]
@@ -184,6 +187,16 @@ class Engine:
 
     def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(values), device=self.device)
+
+
+def _groups(prompts: Sequence[tuple[int, ...]], most: int) -> list[list[tuple[int, ...]]]:
+    """Prompts, the shortest first, in groups of at most `most` tokens, padding included: like lengths need little."""
+    groups: list[list[tuple[int, ...]]] = []
+    for prompt in prompts:
+        if not groups or (len(groups[-1]) + 1) * len(prompt) > most:
+            groups.append([])
+        groups[-1].append(prompt)
+    return groups
 
 
 def generate(

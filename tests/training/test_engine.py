@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.training.tiny import make_model, make_tokenizer
+from training import engine as engine_module
 from training.config import ModelConfig, TrainingError
 from training.device import Compute
 from training.engine import Engine, EngineThread, Request, generate
@@ -244,6 +245,22 @@ def test_filters_of_one_request_leave_its_neighbours_alone(model):
     engine.run_until_idle()
     for seed, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
         assert request.tokens == _alone(model, Request(prompt, 20, seed=seed, **filters[seed])).tokens
+
+
+def test_prompts_are_read_in_groups_of_like_length_that_fit(monkeypatch, model):
+    prompts = _prompts(12, seed=3)
+    expected = [_alone(model, Request(p, 8, seed=i)).tokens for i, p in enumerate(prompts)]
+    monkeypatch.setitem(engine_module.READ_AT_ONCE, "cpu", 40)
+    engine, shapes = Engine(model, TOKENIZER, 12), []
+    real = engine.decoder.prefill
+    engine.decoder.prefill = lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or real(tokens, *rest)
+    requests = [engine.submit(Request(p, 8, seed=i)) for i, p in enumerate(prompts)]
+    engine.run_until_idle()
+    assert [request.tokens for request in requests] == expected
+    assert sum(rows for rows, _ in shapes) == 12
+    assert all(rows * width <= 40 for rows, width in shapes)
+    assert [width for _, width in shapes] == sorted(width for _, width in shapes)
+    assert len(shapes) < 12
 
 
 def test_samples_of_one_prompt_share_its_reading(model):
