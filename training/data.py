@@ -15,6 +15,7 @@ from torch import Tensor
 from training.config import TrainingError
 
 _CHUNK = 1 << 20
+_LONGEST = 1 << 24  # characters without a line end to cut at
 DOCUMENTS = ("file", "lines", "paragraphs")
 
 
@@ -41,7 +42,7 @@ def read_text(path: Path) -> Iterator[str]:
             offset += len(chunk)
             # A \r may wait for its \n in the next piece.
             whole = (rest[:-1] if rest.endswith("\r") else rest).replace("\r\n", "\n").replace("\r", "\n")
-            cut = _line_end(whole)
+            cut = _cut(whole)
             rest = whole[cut:] + ("\r" if rest.endswith("\r") else "")
             if cut:
                 yield whole[:cut]
@@ -115,11 +116,22 @@ def _decoded(decoder: codecs.IncrementalDecoder, chunk: bytes, final: bool, path
         ) from None
 
 
-def _line_end(text: str) -> int:
-    """Where to cut: before the last newline that follows a letter or digit; 0 while there is none."""
+def _cut(text: str) -> int:
+    """Where to cut so that no token of any of our patterns straddles; 0 while there is no such place.
+
+    At a line end: before it where a letter or digit stands, which takes no newline along; or after it where something
+    visible stands on both sides (o200k alone takes slashes along), for then neither side depends on what the other is.
+    A text without line ends is cut between two words once it is long.
+    """
     at = len(text)
     while (at := text.rfind("\n", 0, at)) > 0:
         if text[at - 1].isalnum():
+            return at
+        if not text[at - 1].isspace() and text[at + 1 : at + 2].strip().strip("/"):
+            return at + 1
+    at = len(text) if len(text) > _LONGEST else 0
+    while (at := text.rfind(" ", 0, at)) > 0:
+        if text[at - 1].isalpha() and text[at + 1 : at + 2].isalpha():
             return at
     return 0
 
@@ -131,7 +143,7 @@ _BETWEEN = {"lines": re.compile(r"\n"), "paragraphs": re.compile(r"\n[ \t]*\n")}
 def split_documents(pieces: Iterator[str], documents: str) -> Iterator[str | None]:
     """Texts in order, None where a document ends: at a line <|endoftext|>, and at each line or blank line if asked.
 
-    Relies on read_text's cuts: a piece ends before a line end, so neither a mark nor a line lies in two pieces.
+    Relies on read_text's cuts: a piece ends at a line end, so neither a mark nor a line lies in two pieces.
     """
     for piece in _whole_paragraphs(pieces) if documents == "paragraphs" else pieces:
         for number, part in enumerate(_MARK.split(piece)):

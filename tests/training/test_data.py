@@ -4,6 +4,8 @@ import gzip
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from training import data
 from training import vocabulary as tokenizers
@@ -36,6 +38,41 @@ def test_cuts_do_not_change_the_tokens(tmp_path: Path, monkeypatch: pytest.Monke
     pieces = list(data.read_text(tmp_path / "a.txt"))
     assert len(pieces) > 20
     assert [i for piece in pieces for i in tok.encode(piece)] == tok.encode(text)
+
+
+@pytest.mark.parametrize("encoding", ["gpt2", "cl100k_base", "o200k_base"])
+def test_no_token_straddles_a_cut(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pattern takes other things along with a line end; whatever is read is tokenized as if in one piece."""
+    tok, path = tokenizers.named(encoding), tmp_path / "a.txt"
+    odd = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+    parts = st.sampled_from(
+        ["\n", "\n", "\n\n", " ", "  ", "\t", ".", "/", "''", "'s", "pan", "Miel", "12", "½", "año", "…", "»"]
+    )
+    cuts = 0
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(parts | odd, min_size=20, max_size=80).map("".join), st.integers(1, 40), st.sampled_from([10, 1 << 24]))
+    def check(text: str, chunk: int, longest: int) -> None:
+        nonlocal cuts
+        monkeypatch.setattr(data, "_CHUNK", chunk)
+        monkeypatch.setattr(data, "_LONGEST", longest)
+        path.write_bytes(text.encode())
+        pieces = list(data.read_text(path))
+        cuts += len(pieces)
+        assert [i for piece in pieces for i in tok.encode(piece)] == tok.encode("".join(pieces))
+
+    check()
+    assert cuts > 300, cuts
+
+
+@pytest.mark.parametrize("text", ["Cuesta 5.\n" * 3000, "«Sí», dijo.\n" * 3000, "pan y miel " * 3000])
+def test_long_texts_come_in_pieces(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(data, "_CHUNK", 1000)
+    monkeypatch.setattr(data, "_LONGEST", 4000)
+    pieces = list(data.read_text(tmp_path / "a.txt"))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) < 6000
 
 
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
