@@ -6,6 +6,7 @@ Shapes: n rows, T tokens, d = n_embd, H heads, D = d / H, V = vocab_size. Everyt
 from __future__ import annotations
 
 import math
+import platform
 
 import torch
 from torch import Tensor, nn
@@ -135,8 +136,10 @@ class _Linear:
 
 
 def _pack(weight: Tensor) -> Tensor | None:
-    """The weights in oneDNN's order, or None where there is no oneDNN."""
+    """The weights in oneDNN's order, or None where there is no oneDNN or no x86, where alone this is measured."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None

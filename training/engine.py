@@ -40,7 +40,8 @@ class Engine:
 
     Running requests sit in rows 0 .. n - 1 of the cache, so a step reads one contiguous view; when a row falls free,
     the last one moves into it. Prompts are right-padded: causal attention never looks at what stands to the right.
-    The engine writes with the weights that the model had when the engine was made.
+    The engine writes with the weights that the model had when the engine was made, and leaves it in eval mode: whoever
+    scores what was sampled must not meet dropout.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Engine:
         self.max_batch = max_batch
         self.device = model.device
         self.room = min(context or model.config.n_positions, model.config.n_positions)
-        self.decoder = Decoder(model, max_batch, self.room, compute or Compute(model.device, bf16=False))
+        self.decoder = Decoder(model.eval(), max_batch, self.room, compute or Compute(model.device, bf16=False))
         self.rows = Rows(max_batch, self.room, model.config.vocab_size, model.device)
         cuda = model.device.type == "cuda"
         self.graphs = GraphedSteps(self.decoder, self.rows.tokens, self.rows.places) if cuda else None

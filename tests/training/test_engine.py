@@ -64,6 +64,13 @@ def test_logprobs_equal_the_trainers(model, temperature):
     assert (trainer - sampled).abs().max() <= 1e-5
 
 
+def test_dropout_is_off_for_whoever_scores_the_samples():
+    model = GPT(ModelConfig(vocab_size=TOKENIZER.vocab_size, n_positions=64, n_embd=32, n_head=4, dropout=0.5)).train()
+    (request,) = generate(model, TOKENIZER, _prompts(1), [1], max_new_tokens=10)
+    trainer, _ = completion_logprobs(model, Episodes.of([request], TOKENIZER.pad_id, "cpu"), 1.0, FP32)
+    torch.testing.assert_close(torch.tensor(request.logprobs), trainer, atol=1e-5, rtol=0)
+
+
 def test_a_text_does_not_depend_on_its_neighbours(model):
     prompts = _prompts(10)
     together = generate(model, TOKENIZER, prompts, range(10), max_new_tokens=30)
