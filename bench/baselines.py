@@ -234,7 +234,7 @@ def stage(folder: Path, kind: str, settings: dict[str, Any], seed: int | None = 
 def markdown(rows: list[Row], base: Row, seed: int) -> str:
     """One line a method; intervals are Wilson's at 95 %."""
     lines = [
-        "### PPO and what is simpler, from the same rankings",
+        "## PPO and what is simpler, from the same rankings",
         "",
         f"`python -m bench baselines` (seed {seed}; {machine()}). One SFT model, one set of simulated rankings, one "
         "reward model; every policy answers the same held-out prompts with the same sampling, against one answer of "
