@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from training.cache import Cache
 from training.device import Compute
-from training.model import GPT, Block, causal_attention
+from training.fused import causal_attention
+from training.model import GPT, Block
 
 ROWS = 32  # what oneDNN is told to expect: its order for 32 rows is the fastest one for 1 and for 2,048 as well
 

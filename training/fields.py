@@ -40,7 +40,7 @@ class Optimised(Common):
     beta2: float = setting(0.99, "AdamW's memory of squared gradients.", low=0.0, high=0.99999, advanced=True)
     grad_clip: float = setting(1.0, "Largest norm of a gradient; 0 = no limit.", low=0.0)
     compile: str = setting(
-        "auto", "Compile the network; auto = in long runs.", choices=("auto", "on", "off"), advanced=True
+        "auto", "Compile parts of the network; auto = where it pays.", choices=("auto", "on", "off"), advanced=True
     )
     log_every: int = setting(10, "Steps between two points of the curves.", low=1, advanced=True)
     checkpoint_every: int = setting(100, "Steps between checkpoints.", low=1, advanced=True)

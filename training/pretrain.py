@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from training import checkpoint, data, device, mixture, optim, parallel, vocabulary
+from training import checkpoint, data, device, fused, mixture, optim, parallel, vocabulary
 from training.checkpoints import Checkpoints
 from training.config import PretrainConfig, TrainingError
 from training.device import Compute
@@ -111,8 +110,8 @@ def token_loss(
 ) -> Tensor:
     """Cross entropy summed over the tokens; all (B, T), targets -1 = not learned, the rest as GPT.forward takes it."""
     with compute.autocast():
-        logits = model.logits(model(inputs, positions, documents=documents))  # (B, T, V)
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+        hidden = model(inputs, positions, documents=documents)
+        return fused.cross_entropy(hidden.flatten(0, 1), model.head, targets.flatten())
 
 
 @torch.no_grad()

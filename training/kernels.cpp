@@ -1,0 +1,287 @@
+// What a GPT does between its matrix products, for CPUs: see kernels.py. T is float or bf16; sums are taken in float.
+// Work is split by rows into parts that do not depend on the number of threads, so neither does any bit of a result.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float bits_to_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline float load(float value) { return value; }
+inline float load(bf16 value) { return bits_to_float(uint32_t(value.bits) << 16); }
+inline void store(float& to, float value) { to = value; }
+inline void store(bf16& to, float value) {  // to the nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    to.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// e^x to 2 units in the last place: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2] and Cephes' polynomial for e^r. A NaN stays
+// one. Adding 1.5 x 2^23 rounds to an integer, which then stands in the low bits.
+inline float exponential(float x) {
+    x = -87.0f > x ? -87.0f : x;
+    x = 88.0f < x ? 88.0f : x;
+    const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    return (p * r * r + r + 1.0f) * bits_to_float((bits - 0x4b400000u + 127u) << 23);
+}
+
+const int64_t PARTS = 16;  // of the rows, where sums run over rows
+const int64_t LANES = 16;  // numbers in a vector of 512 bits
+
+// GPT-2's GELU is x s(2u) with s the logistic function and u = sqrt(2 / pi) (x + 0.044715 x^3). `slope` may be null.
+template <class T>
+void gelu(const T* x, T* y, T* slope, int64_t n) {
+    const float twice = 1.5957691216f, cubic = 0.044715f;
+    const int64_t block = 4096;
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < n; first += block) {
+        const int64_t length = std::min(block, n - first);
+        const T* from = x + first;
+        T *to = y + first, *d = slope ? slope + first : nullptr;
+        if (d) {
+#pragma omp simd
+            for (int64_t i = 0; i < length; i++) {
+                const float v = load(from[i]), square = cubic * v * v;
+                const float s = 1.0f / (1.0f + exponential(-twice * v * (1.0f + square)));
+                store(to[i], v * s);
+                store(d[i], s + v * s * (1.0f - s) * twice * (1.0f + 3.0f * square));
+            }
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < length; i++) {
+                const float v = load(from[i]);
+                store(to[i], v / (1.0f + exponential(-twice * v * (1.0f + cubic * v * v))));
+            }
+        }
+    }
+}
+
+// sum = x + delta (delta null: sum is x and not written); y = LayerNorm(sum) weight + bias.
+template <class T>
+void add_norm(const float* x, const T* delta, const float* weight, const float* bias, float* sum, T* y, float* mean,
+              float* scale, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const float* v = x + r * width;
+        if (delta) {
+            float* to = sum + r * width;
+            const T* d = delta + r * width;
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++) to[c] = v[c] + load(d[c]);
+            v = to;
+        }
+        float total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
+        for (int64_t c = 0; c < width; c++) total += v[c];
+        const float m = total / width;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t c = 0; c < width; c++) squares += (v[c] - m) * (v[c] - m);
+        const float s = 1.0f / std::sqrt(squares / width + 1e-5f);
+        T* out = y + r * width;
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) store(out[c], (v[c] - m) * s * weight[c] + bias[c]);
+        mean[r] = m;
+        scale[r] = s;
+    }
+}
+
+// From dy and the gradient dsum that reaches the sum by other ways (may be null): dx = d(x) = d(delta), the latter in T
+// (may be null). parts (PARTS, 2, width) takes the gradients of weight and bias, part by part of the rows.
+template <class T>
+void add_norm_backward(const T* dy, const float* dsum, const float* sum, const float* mean, const float* scale,
+                       const float* weight, float* dx, T* ddelta, float* parts, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < PARTS; part++) {
+        float *dweight = parts + part * 2 * width, *dbias = dweight + width;
+        std::fill(dweight, dweight + 2 * width, 0.0f);
+        for (int64_t r = rows * part / PARTS; r < rows * (part + 1) / PARTS; r++) {
+            const float *v = sum + r * width, *other = dsum ? dsum + r * width : nullptr, m = mean[r], s = scale[r];
+            const T* g = dy + r * width;
+            float along = 0, total = 0;
+#pragma omp simd reduction(+ : along, total)
+            for (int64_t c = 0; c < width; c++) {
+                const float normal = (v[c] - m) * s, d = load(g[c]);
+                dweight[c] += d * normal;
+                dbias[c] += d;
+                along += d * weight[c] * normal;
+                total += d * weight[c];
+            }
+            along /= width;
+            total /= width;
+            float* to = dx + r * width;
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++)
+                to[c] = s * (load(g[c]) * weight[c] - total - (v[c] - m) * s * along);
+            if (other) {
+#pragma omp simd
+                for (int64_t c = 0; c < width; c++) to[c] += other[c];
+            }
+            if (ddelta) {
+                T* d = ddelta + r * width;
+#pragma omp simd
+                for (int64_t c = 0; c < width; c++) store(d[c], to[c]);
+            }
+        }
+    }
+}
+
+// In place: scores (n, T, T) of n = rows x heads maps become softmax(factor scores) where a token may look: at itself and
+// before, and with documents (rows, T) only at its own number; 0 elsewhere.
+template <class T>
+void softmax(T* scores, const int64_t* documents, int64_t n, int64_t time, int64_t heads, float factor) {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t map = 0; map < n; map++)
+        for (int64_t t = 0; t < time; t++) {
+            T* s = scores + (map * time + t) * time;
+            const int64_t* number = documents ? documents + map / heads * time : nullptr;
+            float e[4096 + LANES];
+            float highest = -INFINITY, total = 0;
+            if (number) {
+#pragma omp simd
+                for (int64_t j = 0; j <= t; j++) e[j] = number[j] == number[t] ? load(s[j]) * factor : -INFINITY;
+            } else {
+#pragma omp simd
+                for (int64_t j = 0; j <= t; j++) e[j] = load(s[j]) * factor;
+            }
+            const int64_t whole = (t + LANES) & -LANES;  // loops over whole vectors have no slow ends
+            for (int64_t j = t + 1; j < whole; j++) e[j] = -INFINITY;
+#pragma omp simd reduction(max : highest)
+            for (int64_t j = 0; j < whole; j++) highest = e[j] > highest ? e[j] : highest;
+#pragma omp simd reduction(+ : total)
+            for (int64_t j = 0; j < whole; j++) {
+                e[j] = e[j] == -INFINITY ? 0.0f : exponential(e[j] - highest);
+                total += e[j];
+            }
+            const float share = 1.0f / total;
+            if (whole <= time) {
+#pragma omp simd
+                for (int64_t j = 0; j < whole; j++) store(s[j], e[j] * share);
+            } else {
+                for (int64_t j = 0; j < time; j++) store(s[j], e[j] * share);
+            }
+            if (whole < time) std::memset(static_cast<void*>(s + whole), 0, sizeof(T) * (time - whole));
+        }
+}
+
+// In place: d(weights) (n, T, T) becomes d(scores). Weights are 0 where a token does not look, and so is the result.
+template <class T>
+void softmax_backward(const T* weights, T* gradient, int64_t n, int64_t time, float factor) {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t map = 0; map < n; map++)
+        for (int64_t t = 0; t < time; t++) {
+            const T* w = weights + (map * time + t) * time;
+            T* g = gradient + (map * time + t) * time;
+            float along = 0;
+            const int64_t whole = (t + LANES) & -LANES, seen = whole <= time ? whole : 0;
+#pragma omp simd reduction(+ : along)
+            for (int64_t j = 0; j < (seen & -LANES); j++) along += load(w[j]) * load(g[j]);
+            for (int64_t j = seen; j <= t; j++) along += load(w[j]) * load(g[j]);
+#pragma omp simd
+            for (int64_t j = 0; j < (seen & -LANES); j++) store(g[j], load(w[j]) * (load(g[j]) - along) * factor);
+            for (int64_t j = seen; j <= t; j++) store(g[j], load(w[j]) * (load(g[j]) - along) * factor);
+            const int64_t done = std::max(seen, t + 1);
+            std::memset(static_cast<void*>(g + done), 0, sizeof(T) * (time - done));
+        }
+}
+
+// Copies (rows, time, parts, heads, width) to (parts, rows, heads, time, width), or back.
+template <class T>
+void split_heads(T* tokens, T* maps, int64_t rows, int64_t time, int64_t parts, int64_t heads, int64_t width, bool back) {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t t = 0; t < time; t++)
+            for (int64_t p = 0; p < parts; p++)
+                for (int64_t h = 0; h < heads; h++) {
+                    T* one = tokens + (((r * time + t) * parts + p) * heads + h) * width;
+                    T* other = maps + (((p * rows + r) * heads + h) * time + t) * width;
+                    std::memcpy(static_cast<void*>(back ? one : other), back ? other : one, sizeof(T) * width);
+                }
+}
+
+// loss[r] = log sum exp(logits[r]) - logits[r, target]; with `learn`, logits become d loss / d logits in place. Rows lie
+// `stride` apart, and what is past `width` becomes 0.
+template <class T>
+void cross_entropy(T* logits, const int64_t* targets, float* loss, int64_t rows, int64_t width, int64_t stride, bool learn) {
+#pragma omp parallel
+    {
+        std::vector<float> e(width);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            T* l = logits + r * stride;
+            float highest = -INFINITY, total = 0;
+#pragma omp simd reduction(max : highest)
+            for (int64_t c = 0; c < width; c++) {
+                const float v = load(l[c]);
+                highest = v > highest ? v : highest;
+            }
+            float* to = e.data();
+#pragma omp simd reduction(+ : total)
+            for (int64_t c = 0; c < width; c++) {
+                to[c] = exponential(load(l[c]) - highest);
+                total += to[c];
+            }
+            const int64_t target = targets[r];
+            loss[r] = std::log(total) + highest - load(l[target]);
+            if (learn) {
+                const float share = 1.0f / total;
+                to[target] -= total;
+#pragma omp simd
+                for (int64_t c = 0; c < width; c++) store(l[c], to[c] * share);
+                std::memset(static_cast<void*>(l + width), 0, sizeof(T) * (stride - width));
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define KERNELS(T, name)                                                                                              \
+    extern "C" void gelu_##name(const T* x, T* y, T* slope, int64_t n) { gelu(x, y, slope, n); }                      \
+    extern "C" void add_norm_##name(const float* x, const T* delta, const float* weight, const float* bias,           \
+                                    float* sum, T* y, float* mean, float* scale, int64_t rows, int64_t width) {       \
+        add_norm(x, delta, weight, bias, sum, y, mean, scale, rows, width);                                           \
+    }                                                                                                                 \
+    extern "C" void add_norm_backward_##name(const T* dy, const float* dsum, const float* sum, const float* mean,     \
+                                             const float* scale, const float* weight, float* dx, T* ddelta,           \
+                                             float* parts, int64_t rows, int64_t width) {                             \
+        add_norm_backward(dy, dsum, sum, mean, scale, weight, dx, ddelta, parts, rows, width);                        \
+    }                                                                                                                 \
+    extern "C" void softmax_##name(T* scores, const int64_t* documents, int64_t n, int64_t time, int64_t heads,       \
+                                   float factor) {                                                                    \
+        softmax(scores, documents, n, time, heads, factor);                                                           \
+    }                                                                                                                 \
+    extern "C" void softmax_backward_##name(const T* weights, T* gradient, int64_t n, int64_t time, float factor) {   \
+        softmax_backward(weights, gradient, n, time, factor);                                                         \
+    }                                                                                                                 \
+    extern "C" void split_heads_##name(T* tokens, T* maps, int64_t rows, int64_t time, int64_t parts, int64_t heads,  \
+                                       int64_t width, bool back) {                                                    \
+        split_heads(tokens, maps, rows, time, parts, heads, width, back);                                             \
+    }                                                                                                                 \
+    extern "C" void cross_entropy_##name(T* logits, const int64_t* targets, float* loss, int64_t rows, int64_t width, \
+                                         int64_t stride, bool learn) {                                                \
+        cross_entropy(logits, targets, loss, rows, width, stride, learn);                                             \
+    }
+
+KERNELS(float, fp32)
+KERNELS(bf16, bf16)
