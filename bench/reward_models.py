@@ -32,18 +32,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Judged:
-    """A file of judgements; batch_size counts rankings, keep says which end of a long prompt stays."""
+    """A file of judgements; keep says which end of a long prompt stays, folds how many of the four are held out.
+
+    batch_size and most count rankings; most bounds the time of TRL, which reads each answer K - 1 times.
+    """
 
     file: str
     batch_size: int
     keep: str
     folds: int
+    most: int = 10_000
 
 
 SETS = {
     "pandalm": Judged("preferences/en_pandalm_human", 16, "first", folds=FOLDS),
-    "hh harmless": Judged("preferences/en_hh_rlhf_harmless", 16, "last", folds=2),
-    "qa_feedback": Judged("rankings/en_qa_feedback_k4", 8, "first", folds=2),
+    "hh harmless": Judged("preferences/en_hh_rlhf_harmless", 16, "last", folds=1),
+    "qa_feedback": Judged("rankings/en_qa_feedback_k4", 4, "first", folds=1, most=120),
 }
 
 
@@ -109,6 +113,7 @@ def one_fold(name: str, rows: list[Row], fold: int, base: Path, clock: Clock, wo
     """Train and score both contenders on one fold; their run directories."""
     folder = work / name.replace(" ", "_") / f"fold-{fold}"
     learn, held_out = split(rows, fold)
+    learn = learn[: SETS[name].most]
     names = {"data": "learn.jsonl", "val": "held_out.jsonl"}
     files = {
         key: str(runs.write_rows(folder / file, part).resolve())
