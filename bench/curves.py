@@ -6,6 +6,7 @@ every stage of the engine can. Plots docs/curves-*.svg and writes the section of
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,14 +107,14 @@ def pace(run_dir: Path) -> float:
     return statistics.median(curve(run_dir, "tokens_per_s")[1])
 
 
-def draw(work: Path = WORK) -> None:
+def draw(names: Sequence[str], work: Path = WORK) -> None:
     """The loss of every run: docs/curves-pretrain.svg and docs/curves-sft.svg."""
     from bench import plots  # matplotlib is there after `make bench` only
 
-    titles = [subject.title for subject in SUBJECTS.values()]
+    titles = [SUBJECTS[name].title for name in names]
     for stage, ylabel in (("pretrain", "Loss (nats per token)"), ("sft", "Loss (nats per answer token)")):
-        figure, row = plots.panels(len(SUBJECTS), "Optimizer steps", ylabel, titles)
-        for name, axes in zip(SUBJECTS, row, strict=True):
+        figure, row = plots.panels(len(names), "Optimizer steps", ylabel, titles)
+        for name, axes in zip(names, row, strict=True):
             axes.plot(*curve(work / name / stage, "loss"), color=plots.COLOURS[0], label="training batch", linewidth=1)
             axes.plot(*curve(work / name / stage, "val_loss"), color=plots.COLOURS[1], label="held out", marker=".")
         plots.save(figure, f"curves-{stage}")
@@ -134,8 +135,8 @@ def report(results: dict[str, dict[str, dict[str, Any]]], data: Path, work: Path
     """The section of docs/results.md."""
     numbers = {"context": MODEL["n_positions"], "epochs": SFT["epochs"], **PRETRAIN}
     lines = HEAD.format(**numbers).splitlines()
-    for name, subject in SUBJECTS.items():
-        run = results[name]["pretrain"]
+    for name, run_of in results.items():
+        subject, run = SUBJECTS[name], run_of["pretrain"]
         size = sum(path.stat().st_size for path in texts(subject, data))
         read = sum(run["corpus_tokens"].values())
         steps, losses = curve(work / name / "pretrain", "val_loss")
@@ -155,8 +156,8 @@ def report(results: dict[str, dict[str, dict[str, Any]]], data: Path, work: Path
         "| instructions | rows, held out | steps | held-out loss | lowest, at step |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, subject in SUBJECTS.items():
-        run = results[name]["sft"]
+    for name, run_of in results.items():
+        subject, run = SUBJECTS[name], run_of["sft"]
         steps, losses = curve(work / name / "sft", "val_loss")
         lines.append(
             f"| {', '.join(subject.instructions)} | {run['rows']}, {run['val_rows']} | {run['steps']} | "
@@ -164,13 +165,14 @@ def report(results: dict[str, dict[str, dict[str, Any]]], data: Path, work: Path
         )
     lines += ["", "![SFT: loss on training batches and on held-out answers](curves-sft.svg)", ""]
     lines += ["Two texts of each base model and two answers of each SFT model (temperature 0.7, seeds 1 and 2):", ""]
-    for name, subject in SUBJECTS.items():
-        written = samples(name, work)
+    for name in results:
+        subject, written = SUBJECTS[name], samples(name, work)
         question = " ".join(subject.question.split())
         lines += [f'- **{subject.title}**, after "{subject.beginning}": *{written["pretrain"][0]}*']
         lines += [f"  Again: *{written['pretrain'][1]}*"]
         lines += [f'  Asked "{question}": *{written["sft"][0]}* and *{written["sft"][1]}*']
-    return "\n".join(lines)
+    missing = [subject.title for name, subject in SUBJECTS.items() if name not in results]
+    return "\n".join(lines + ([f"\nNot run: {', '.join(missing)}."] if missing else []))
 
 
 def main(arguments: list[str]) -> None:
@@ -179,15 +181,14 @@ def main(arguments: list[str]) -> None:
         "--data", type=Path, default=Path("../shared/data"), help="folder with pretrain/, instructions/"
     )
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long and go on at the next call")
-    parser.add_argument("--only", choices=SUBJECTS, nargs="+", default=list(SUBJECTS), help="train these, report later")
+    parser.add_argument("--report", action="store_true", help="write down what is finished, train nothing")
     options = parser.parse_args(arguments)
-    clock = Clock(options.seconds)
-    try:
-        results = {name: train(name, options.data, clock) for name in options.only}
-    except runs.OutOfTime:
-        print("the time is used up; call again to go on")
-        return
-    if set(options.only) != set(SUBJECTS):
-        return
-    draw()
-    section("curves", report(results, options.data))
+    clock, results = Clock(1e-9 if options.report else options.seconds), {}
+    for name in SUBJECTS:
+        try:
+            results[name] = train(name, options.data, clock)
+        except runs.OutOfTime:
+            print(f"{name}: not finished")
+    if options.report or len(results) == len(SUBJECTS):
+        draw(list(results))
+        section("curves", report(results, options.data))

@@ -45,7 +45,7 @@ class Judged:
 
 
 SETS = {
-    "pandalm": Judged("preferences/en_pandalm_human", 16, "first", folds=FOLDS),
+    "pandalm": Judged("preferences/en_pandalm_human", 16, "first", folds=1),
     "hh harmless": Judged("preferences/en_hh_rlhf_harmless", 16, "last", folds=1),
     "qa_feedback": Judged("rankings/en_qa_feedback_k4", 4, "first", folds=1, most=120),
 }
@@ -199,26 +199,33 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench reward_models", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the judgements")
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long and go on at the next call")
+    parser.add_argument("--report", action="store_true", help="write down what is finished, train nothing")
     options = parser.parse_args(arguments)
-    clock = Clock(options.seconds)
+    clock = Clock(1e-9 if options.report else options.seconds)
     done: dict[str, list[dict[str, Path]]] = {name: [] for name in SETS}
-    left_out, human = {}, {}
+    left_out, human, unfinished = {}, {}, 0
     try:
         pretrained = curves.train("english", options.data, clock)["pretrain"]
-        base = curves.WORK / "english" / "sft" / "model"
-        tok, context = vocabulary.load(base), curves.MODEL["n_positions"]
-        rows = {}
-        for name, judged in SETS.items():
-            rows[name], left_out[name] = read(judged, options.data, tok, context)
-            human[name] = agreement(runs.rows(options.data / f"{judged.file}.jsonl"))
-        for fold, name in sorted((fold, name) for name, judged in SETS.items() for fold in range(judged.folds)):
-            done[name].append(one_fold(name, rows[name], fold, base, clock))
     except runs.OutOfTime:
-        print("the time is used up; call again to go on")
+        print("the base model is not finished: call again to go on")
+        return
+    base = curves.WORK / "english" / "sft" / "model"
+    tok, context, rows = vocabulary.load(base), curves.MODEL["n_positions"], {}
+    for name, judged in SETS.items():
+        rows[name], left_out[name] = read(judged, options.data, tok, context)
+        human[name] = agreement(runs.rows(options.data / f"{judged.file}.jsonl"))
+    for fold, name in sorted((fold, name) for name, judged in SETS.items() for fold in range(judged.folds)):
+        try:
+            done[name].append(one_fold(name, rows[name], fold, base, clock))
+        except runs.OutOfTime:
+            unfinished += 1
+            print(f"{name}, fold {fold}: not finished")
+    if unfinished and not options.report:
         return
     numbers = {"parameters": pretrained["parameters"], "context": context, "folds": FOLDS}
     head = HEAD.format(**numbers, rate=TRAIN["learning_rate"], precision=TRAIN["precision"])
-    lines = [line(name, folds, human[name]) for name, folds in done.items()]
+    lines = [line(name, folds, human[name]) for name, folds in done.items() if folds]
+    lines += [f"| {name} | not run |" + " |" * 7 for name, folds in done.items() if not folds]
     cut = ", ".join(f"{count} of {name}" for name, count in left_out.items())
     lines.append(f"\nToo long for the context or without an untied pair, so left out: {cut}.")
     section("reward_models", head + "\n".join(lines))

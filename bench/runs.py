@@ -44,6 +44,7 @@ def run(command: list[str], run_dir: Path, settings: dict[str, Any], clock: Cloc
     run_dir.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     if not (run_dir / "result.json").is_file():
+        clock.left()
         print(f"{' '.join(command[1:4])} ...", file=sys.stderr, flush=True)
         with (run_dir / "log.txt").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as child:
             stopped = _wait(child, clock)

@@ -49,7 +49,7 @@ def test_curves_are_drawn_small_and_without_background(tiny: Path, monkeypatch: 
     for stage in ("pretrain", "sft"):
         points = [{"step": n, "loss": 2 / n, "val_loss": 3 / n} for n in range(1, 9)]
         runs.write_rows(tiny / "work" / "prices" / stage / "metrics.jsonl", points)
-    curves.draw(tiny / "work")
+    curves.draw(["prices"], tiny / "work")
     for stage in ("pretrain", "sft"):
         svg = (tiny / f"curves-{stage}.svg").read_text(encoding="utf-8")
         assert len(svg) < 100_000
