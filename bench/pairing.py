@@ -21,6 +21,7 @@ from training import vocabulary
 
 WORK = Path("var/bench/pairing")
 PAIRINGS = ("k-wise", "pairs")
+SETS = ("made, K = 4-9", "people, K = 4")
 EPOCHS, SEEDS = 3, (1,)
 PEOPLE, MADE, HELD_OUT = 120, 200, 80  # rankings
 TRAIN = {"epochs": EPOCHS, "batch_size": 8, "learning_rate": 5e-4, "precision": "fp32", "log_every": 1, "val_every": 5}
@@ -71,8 +72,8 @@ def sets(data: Path, base: Path) -> dict[str, tuple[list[Row], list[Row]]]:
     people = [row for row in questions if reward_models.room(row, tok, context) >= 32 and reward_models.pairs(row)]
     made = made_rankings(MADE + HELD_OUT, seed=1)
     return {
-        "made, K = 4-9": (made[:MADE], made[MADE:]),
-        "people, K = 4": (people[:PEOPLE], people[PEOPLE : PEOPLE + HELD_OUT]),
+        SETS[0]: (made[:MADE], made[MADE:]),
+        SETS[1]: (people[:PEOPLE], people[PEOPLE : PEOPLE + HELD_OUT]),
     }
 
 
@@ -149,7 +150,7 @@ HEAD = """\
 four to nine answers, whose utility is known, and from {people} rankings of four answers by people
 (`qa_feedback`, the question without its passages); {held_out} more of each are held out. Both ways take the
 same number of steps with the same number of comparisons in each ({batch} rankings' worth), {epochs} passes,
-highest learning rate {rate:g} falling by a cosine over all passes, {seeds} seeds (means below). K-wise reads
+highest learning rate {rate:g} falling by a cosine over all passes, seeds: {seeds} (means below). K-wise reads
 each answer once a pass, pairs read it K - 1 times. The training loss of a pass is the mean over its batches,
 each before it is learned.
 
@@ -171,6 +172,8 @@ def report(found: dict[str, dict[str, list[Path]]], counts: dict[str, Any]) -> s
                     f"| {name} | {pairing} | {number} | {epoch['loss']:.3f} | {epoch['val_loss']:.3f} | "
                     f"{epoch['val_accuracy']:.3f} | {f'{seconds:.0f}' if number == EPOCHS else ''} |"
                 )
+    if missing := len(SETS) - len(found):
+        lines.append(f"\nNot run: {', '.join(SETS[-missing:])}.")
     return head + "\n".join(lines) + "\n\n![Loss in training and on held-out rankings](pairing.svg)"
 
 
