@@ -8,7 +8,7 @@ import importlib
 import sys
 
 KINDS = ("tokens", "training", "generation", "sft", "ppo", "reward", "walks")
-EXPERIMENTS = ("curves", "reward_models", "pairing", "baselines")
+EXPERIMENTS = ("curves", "reward_models", "pairing", "baselines", "overoptimisation")
 
 
 def main() -> None:
