@@ -23,9 +23,9 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         y = fused.attention(x, self.c_attn, self.n_head, documents, self.dropout if self.training else 0.0)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        return F.dropout(self.c_proj(picked(y, keep)), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -54,14 +54,17 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, delta: Tensor | None = None, documents: Tensor | None = None
+        self, x: Tensor, delta: Tensor | None = None, documents: Tensor | None = None, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream and what is still to be added to it, which the next LayerNorm does on its way."""
+        """The residual stream and what is still to be added to it, which the next LayerNorm does on its way.
+
+        With `keep` (B, T) what follows the attention, most of the work, is done for the n chosen tokens alone.
+        """
         if self.pre:
             x, h = fused.add_norm(x, delta, self.ln_1)
-            x, h = fused.add_norm(x, self.attn(h, documents), self.ln_2)
+            x, h = fused.add_norm(picked(x, keep), self.attn(h, documents, keep), self.ln_2)
             return x, self.mlp(h)
-        x = self.ln_1(x + self.attn(x, documents))
+        x = self.ln_1(picked(x, keep) + self.attn(x, documents, keep))
         return self.ln_2(x + self.mlp(x)), None
 
 
@@ -93,8 +96,14 @@ class GPT(nn.Module):
         """(n_positions, n_embd)."""
         return self.wpe.weight if self.config.positions == "learned" else self.waves
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """(B, T) ids -> (B, T, n_embd).
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, n_embd), or (n, n_embd) of the n tokens where keep (B, T) is True, row after row.
 
         documents (B, T): a token looks only at tokens of its own number, so several texts can share a row; give
         positions that begin again with each.
@@ -109,7 +118,7 @@ class GPT(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         delta = None
         for block in self.h:
-            x, delta = block(x, delta, documents)
+            x, delta = block(x, delta, documents, keep if block is self.h[-1] else None)
         return self.ln_f(x if delta is None else x + delta)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -147,19 +156,23 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         return self.trunk.device
 
-    def values(self, tokens: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T): the bias is included."""
-        return self._read(self.trunk(tokens))
+    def values(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, T) ids -> (B, T), or (n,) where `keep` (B, T) chooses n of them: the bias is included.
+
+        The head is fp32 always: one product costs nothing, and in bf16 near scores would tie.
+        """
+        hidden = self.trunk(tokens, keep=keep)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float()).squeeze(-1) + self.bias
 
     def score(self, tokens: Tensor, eos_index: Tensor) -> Tensor:
         """(B, T) ids and where each row's EOS stands (B,) -> (B,) rewards, read there only."""
-        hidden = self.trunk(tokens)[torch.arange(len(tokens), device=tokens.device), eos_index]  # (B, n_embd)
-        return self._read(hidden)
+        return self.values(tokens, torch.arange(tokens.shape[1], device=tokens.device) == eos_index[:, None])
 
-    def _read(self, hidden: Tensor) -> Tensor:
-        """(..., n_embd) -> (...), always in fp32: one product costs nothing, and in bf16 near scores would tie."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.float()).squeeze(-1) + self.bias
+
+def picked(x: Tensor, keep: Tensor | None) -> Tensor:
+    """(B, T, width) -> (n, width): the tokens where keep (B, T) is True, row after row."""
+    return x if keep is None else x.flatten(0, 1).index_select(0, keep.flatten().nonzero().squeeze(1))
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -61,10 +61,9 @@ def completion_logprobs(policy: GPT, episodes: Episodes, temperature: float, com
     token is chosen: at prompts and padding the (B, T, V) logits would be most of the work and are never used.
     """
     with compute.autocast():
-        hidden = policy(episodes.tokens[:, :-1])[episodes.mask.bool()]  # (n, d)
+        hidden = policy(episodes.tokens[:, :-1], keep=episodes.mask.bool())  # (n, d)
     chosen = episodes.tokens[:, 1:][episodes.mask.bool()]
-    head = policy.wte.weight if policy.lm_head is None else policy.lm_head.weight
-    return _Logprobs.apply(hidden.float(), head, chosen, temperature, compute.bf16)
+    return _Logprobs.apply(hidden.float(), policy.head, chosen, temperature, compute.bf16)
 
 
 class _Logprobs(torch.autograd.Function):
@@ -96,7 +95,7 @@ class _Logprobs(torch.autograd.Function):
 def completion_values(value_model: RewardModel, episodes: Episodes, compute: Compute) -> Tensor:
     """Values (n,) of the states that choose the completions' n tokens, row after row."""
     with compute.autocast():
-        return value_model.values(episodes.tokens[:, :-1])[episodes.mask.bool()]
+        return value_model.values(episodes.tokens[:, :-1], episodes.mask.bool())
 
 
 def demonstration_loss(policy: GPT, demonstrations: Sequence[Demonstration], pad_id: int, compute: Compute) -> Tensor:
@@ -104,7 +103,7 @@ def demonstration_loss(policy: GPT, demonstrations: Sequence[Demonstration], pad
     tokens, _ = stack([ids for ids, _ in demonstrations], pad_id, compute.device)
     learned = stack([mask for _, mask in demonstrations], 0, compute.device)[0][:, 1:].bool()
     with compute.autocast():
-        hidden = policy(tokens[:, :-1])[learned]  # (n, d)
+        hidden = policy(tokens[:, :-1], keep=learned)  # (n, d)
     return F.cross_entropy(policy.logits(hidden.float()), tokens[:, 1:][learned])
 
 

@@ -6,7 +6,9 @@ from torch.nn import functional as F
 
 from tests.training.tiny import make_model, make_reward_model, make_tokenizer
 from training import rollout
+from training.config import ModelConfig
 from training.device import Compute
+from training.model import GPT, RewardModel
 from training.rollout import Episodes
 
 TOKENIZER = make_tokenizer()
@@ -20,6 +22,22 @@ def _episodes() -> Episodes:
     state = torch.arange(11)
     mask = (state >= torch.tensor([4, 2, 5])[:, None]) & (state < lengths[:, None] - 1)
     return Episodes(tokens, mask.float(), lengths, torch.tensor([True, False, True]))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_last_block_for_chosen_tokens_alone_changes_neither_states_nor_gradients(norm):
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4, norm=norm)).eval()
+    tokens, keep = torch.randint(50, (3, 20)), torch.rand(3, 20) < 0.4
+    whole, chosen = model(tokens)[keep], model(tokens, keep=keep)
+    assert torch.allclose(whole, chosen, atol=1e-5)
+    weights = list(model.parameters())
+    ours, theirs = (torch.autograd.grad((states**3).sum(), weights, allow_unused=True) for states in (chosen, whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one is None or torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+    reward_model, at = RewardModel(model), torch.tensor([3, 19, 7])
+    scores = reward_model.score(tokens, at)
+    assert torch.allclose(scores, reward_model.values(tokens)[torch.arange(3), at], atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
