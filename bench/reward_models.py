@@ -45,7 +45,7 @@ class Judged:
 
 
 SETS = {
-    "pandalm": Judged("preferences/en_pandalm_human", 16, "first", folds=1),
+    "pandalm": Judged("preferences/en_pandalm_human", 16, "first", folds=FOLDS),
     "hh harmless": Judged("preferences/en_hh_rlhf_harmless", 16, "last", folds=1),
     "qa_feedback": Judged("rankings/en_qa_feedback_k4", 4, "first", folds=1, most=120),
 }
@@ -121,9 +121,11 @@ def one_fold(name: str, rows: list[Row], fold: int, base: Path, clock: Clock, wo
     }
     settings = {"base": str(base.resolve()), **files, **TRAIN, "batch_size": SETS[name].batch_size, "seed": fold + 1}
     runs.stage("reward", folder / "ours", settings, clock)
-    clock.left()  # TRL's trainer does not stop and go on as ours does: once begun, it runs to its end
-    runs.run([sys.executable, "-m", "bench.trl_reward", str(folder / "trl")], folder / "trl", settings, Clock())
-    return {"ours": folder / "ours", "trl": folder / "trl"}
+    trl = folder / "trl"
+    if not (trl / "result.json").is_file():
+        clock.left()  # TRL's trainer does not stop and go on as ours does: once begun, it runs to its end
+    runs.run([sys.executable, "-m", "bench.trl_reward", str(trl)], trl, settings, Clock())
+    return {"ours": folder / "ours", "trl": trl}
 
 
 def gaps(run_dirs: Sequence[Path]) -> list[tuple[str, float]]:
@@ -163,6 +165,12 @@ def share(right: float, n: int) -> str:
     return f"{right:.3f} ({low:.3f}-{high:.3f})"
 
 
+def spent(run_dirs: Sequence[Path]) -> str:
+    """Median seconds of the runs that were made in one piece: another one's figure is its last piece's."""
+    whole = [run_dir for run_dir in run_dirs if "stopped at" not in (run_dir / "log.txt").read_text(encoding="utf-8")]
+    return f"{statistics.median(runs.result(run_dir)['seconds'] for run_dir in whole):.0f}" if whole else "in pieces"
+
+
 def line(name: str, folds: Sequence[dict[str, Path]], human: float | None) -> str:
     """A row of the table; the baseline "the longer wins" or "the shorter wins" is chosen on the training rows."""
     scored = {who: gaps([fold[who] for fold in folds]) for who in ("ours", "trl")}
@@ -171,12 +179,12 @@ def line(name: str, folds: Sequence[dict[str, Path]], human: float | None) -> st
     n = found["ours"][1]
     length = sum(run["length_baseline"] * run["val_pairs"] for run in results["ours"]) / n
     apart, low, high = difference(scored["ours"], scored["trl"])
-    seconds = {who: statistics.median(run["seconds"] for run in found) for who, found in results.items()}
+    seconds = {who: spent([fold[who] for fold in folds]) for who in scored}
     learned = statistics.fmean(run["train_pairs"] for run in results["ours"])
     return (
         f"| {name} | {learned:,.0f} | {n:,} in {len(folds)} | **{share(*found['ours'])}** | {share(*found['trl'])} | "
         f"{apart:+.3f} ({low:+.3f} to {high:+.3f}) | {length:.3f} | {'-' if human is None else f'{human:.3f}'} | "
-        f"{seconds['ours']:.0f} / {seconds['trl']:.0f} |"
+        f"{seconds['ours']} / {seconds['trl']} |"
     )
 
 
@@ -228,4 +236,6 @@ def main(arguments: list[str]) -> None:
     lines += [f"| {name} | not run |" + " |" * 7 for name, folds in done.items() if not folds]
     cut = ", ".join(f"{count} of {name}" for name, count in left_out.items())
     lines.append(f"\nToo long for the context or without an untied pair, so left out: {cut}.")
+    if unfinished:
+        lines.append(f"\nFolds of those asked for that are not run yet: {unfinished}.")
     section("reward_models", head + "\n".join(lines))
