@@ -24,6 +24,7 @@ from training.report import Report, Stopped, die_with_stdin
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 FAILED = 1
+STOPPED_AT_ONCE = ("tokenizer", "generate")  # stages that begin again anyway: nothing to save on SIGTERM
 _LOCK_WAIT = 30.0  # seconds that a new attempt gives an older one to notice that it is over
 
 
@@ -35,14 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not run_dir.is_dir():
         print(f"There is no run directory {run_dir} (0 files): make it and write config.json in it.", file=sys.stderr)
         return FAILED
-    if not launched() and (devices := _devices(options.stage, run_dir)) > 1:
-        return launch(options.stage, run_dir, devices, options.attempt)
     report = Report(run_dir, options.attempt)
     report.listen()
-    if not report.writes:
+    if launched():  # whoever started the ranks holds the lock for them
         return _run(options.stage, run_dir, report)
     try:
-        with _locked(run_dir, _LOCK_WAIT if options.attempt is not None else 0.0):
+        with _locked(run_dir, _LOCK_WAIT if options.attempt is not None else 0.0) as lock:
+            if (devices := _devices(options.stage, run_dir)) > 1:
+                return launch(options.stage, run_dir, devices, options.attempt, lock)
             return _run(options.stage, run_dir, report)
     except BlockingIOError:
         print(f"Another process (1) works in {run_dir}: wait for it or stop it, then run again.", file=sys.stderr)
@@ -61,9 +62,12 @@ def _run(stage: str, run_dir: Path, report: Report) -> int:
             return 0
         (run_dir / "error.json").unlink(missing_ok=True)
     try:
-        parallel.start()  # the other ranks wait here until rank 0 holds the lock
+        parallel.start()
         config = parse(stage, _settings(run_dir))
+        if stage in STOPPED_AT_ONCE:
+            report.stop_at_once()
         result = importlib.import_module(f"training.{stage}").run(config, run_dir, report)
+        report.at_once = False
     except Stopped as stopped:
         if report.writes:
             print(stopped, flush=True)
@@ -83,9 +87,12 @@ def _run(stage: str, run_dir: Path, report: Report) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    from training.memory import full
+
+    if full(error):
         return "The memory was full (0 bytes left): choose a smaller batch_size and run again."
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    # safetensors writes in Rust, and its error knows no errno.
+    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
         return "The disk is full (0 bytes left): free space and run again; it goes on from its last checkpoint."
     return f"A programming error ended this run: {type(error).__name__}: {error}"[:500]
 
@@ -94,9 +101,12 @@ def _fail(run_dir: Path, report: Report, sentence: str) -> int:
     from training.checkpoints import write_atomic
 
     report.fence()
-    if report.writes or not (run_dir / "error.json").exists():  # of several ranks' sentences the first is the cause
-        write_atomic(run_dir / "error.json", {"error": sentence})
-    print(sentence, file=sys.stderr, flush=True)
+    # Of several ranks' sentences the first is the cause. On a full disk each of the two ways to tell it may fail.
+    with contextlib.suppress(OSError):
+        if report.writes or not (run_dir / "error.json").exists():
+            write_atomic(run_dir / "error.json", {"error": sentence})
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
     return FAILED
 
 
@@ -120,7 +130,7 @@ def _settings(run_dir: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(run_dir: Path, wait: float) -> Iterator[None]:
+def _locked(run_dir: Path, wait: float) -> Iterator[int]:
     """Hold run.lock; the system lets go of it when the process dies."""
     with (run_dir / "run.lock").open("w") as lock:
         end = time.monotonic() + wait
@@ -132,7 +142,7 @@ def _locked(run_dir: Path, wait: float) -> Iterator[None]:
                 if time.monotonic() >= end:
                     raise
                 time.sleep(0.1)
-        yield
+        yield lock.fileno()
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -129,7 +129,7 @@ def _prompts(config: GenerateConfig, run_dir: Path) -> list[str]:
 
 
 def _write_all(engine: Engine, requests: list[Request], report: Report) -> None:
-    """Step until all is written. SIGTERM is not waited for: no gradient is lost, and the run is short."""
+    """Step until all is written."""
     told = time.monotonic()
     while not engine.idle:
         engine.step()

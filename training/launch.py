@@ -17,8 +17,12 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
-def launch(stage: str, run_dir: Path, devices: int, attempt: int | None) -> int:
-    """Run the stage on `devices` processes of this machine; the exit code that one process would give."""
+def launch(stage: str, run_dir: Path, devices: int, attempt: int | None, lock: int) -> int:
+    """Run the stage on `devices` processes of this machine; the exit code that one process would give.
+
+    lock: the descriptor that holds run.lock; torchrun keeps it too, until its last rank has gone.
+    """
+    (run_dir / "error.json").unlink(missing_ok=True)
     torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]
     options = ["--stdin-lifeline", *([] if attempt is None else ["--attempt", str(attempt)])]
     threads = str(max(1, (os.cpu_count() or 1) // devices))
@@ -27,6 +31,7 @@ def launch(stage: str, run_dir: Path, devices: int, attempt: int | None) -> int:
     child = subprocess.Popen(
         [sys.executable, "-m", *torchrun, "-m", "training", stage, str(run_dir), *options],
         stdin=subprocess.PIPE,
+        pass_fds=[lock],
         env=environment,
     )
     stopped = False

@@ -1,5 +1,6 @@
 """Stage `pretrain`: next-token prediction on texts. A run directory in, a base model out."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import checkpoint, data, device, fused, mixture, optim, parallel, vocabulary
+from training import checkpoint, data, device, fused, memory, mixture, optim, parallel, vocabulary
 from training.checkpoints import Checkpoints
 from training.config import PretrainConfig, TrainingError
 from training.device import Compute
@@ -18,6 +19,8 @@ from training.model import GPT, parameter_count
 from training.parallel import Together
 from training.report import Pace, Report, Stopped
 from training.vocabulary import Tokenizer
+
+ADVICE = "set batch_size to {fits}, or multiply grad_accum by {parts}"
 
 
 def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]:
@@ -38,9 +41,15 @@ def run(config: PretrainConfig, run_dir: Path, report: Report) -> dict[str, Any]
     if not saved and config.val_fraction:
         report(0, {"steps": config.steps, **loss_of.run(validate, sources, config, compute)})
     pace, figures = Pace(), {}
+    at_once = math.ceil(config.batch_size / config.grad_accum)
+
+    def on_fewer(rows: int) -> object:
+        fewer = dataclasses.replace(config, batch_size=rows, grad_accum=1)
+        return learn(model, optimizer, sources, fewer, compute, step)
+
     while step < config.steps:
         last = step + 1 == config.steps
-        with pace.of(config.batch_size * model.config.n_positions):
+        with pace.of(config.batch_size * model.config.n_positions), memory.explained(at_once, on_fewer, ADVICE):
             rate, loss, norm = learn(model, optimizer, sources, config, compute, step, loss_of)
             step += 1
             stopping = parallel.agree(report.stopping) and not last

@@ -27,6 +27,7 @@ class Report:
 
     def __init__(self, run_dir: Path, attempt: int | None = None) -> None:
         self.run_dir, self.attempt, self.stopping = run_dir, attempt, False
+        self.at_once = False
         self.writes = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one
 
     def __call__(self, step: int, figures: dict[str, Any]) -> None:
@@ -65,8 +66,17 @@ class Report:
         """Turn SIGTERM into the flag `stopping`."""
         signal.signal(signal.SIGTERM, self._stop)
 
+    def stop_at_once(self) -> None:
+        """From here on SIGTERM ends the stage where it meets it, and one that has come already ends it now."""
+        self.at_once = True
+        if self.stopping:
+            self._stop()
+
     def _stop(self, *_: Any) -> None:
         self.stopping = True
+        if self.at_once:
+            self.at_once = False
+            raise Stopped(0)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self.fence()

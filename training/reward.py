@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import checkpoint, comparisons, data, device, optim, parallel, reward_report
+from training import checkpoint, comparisons, data, device, memory, optim, parallel, reward_report
 from training.chat import render_example
 from training.checkpoints import Checkpoints
 from training.config import RewardConfig, TrainingError
@@ -97,13 +97,19 @@ def _train(
     report.rewind(done if done else -1)
     if not done and held_out:
         report(0, {"steps": steps} | _curve(model, held_out, tokenizer, compute))
+
+    def on_fewer(rows: int) -> object:
+        longest = sorted(units, key=lambda ranking: ranking.longest)[-rows:]
+        return _step(config, model, optimizer, longest, tokenizer, compute)
+
     for step in range(done + 1, steps + 1):
         epoch, place = divmod(step - 1, per_epoch)
         order = data.epoch_order(len(units), config.seed, epoch)
         batch = [units[i] for i in order[place * rows : (place + 1) * rows]]
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
-        figures = _step(config, model, optimizer, batch, tokenizer, compute, scores_of)
+        with memory.explained(len(batch), on_fewer, "set batch_size to {fits}"):
+            figures = _step(config, model, optimizer, batch, tokenizer, compute, scores_of)
         optim.require_finite(figures["loss"], step, config.learning_rate, figures["grad_norm"])
         losses.append(figures["loss"])
         validate = bool(held_out) and (step % val_every == 0 or step % per_epoch == 0)

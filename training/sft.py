@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import chat, checkpoint, data, demonstrations, device, monitors, optim, parallel
+from training import chat, checkpoint, data, demonstrations, device, memory, monitors, optim, parallel
 from training.checkpoints import Checkpoints
 from training.config import SFTConfig, TrainingError
 from training.demonstrations import Batch, Example, collate
@@ -39,11 +39,17 @@ def run(config: SFTConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     if not saved and val:
         report(0, {"steps": steps, "val_loss": loss_of.run(validate, val, config, tok, compute)})
     pace, figures = Pace(), {}
+
+    def on_fewer(rows: int) -> object:
+        longest = sorted(train, key=lambda example: len(example.ids))[-rows:]
+        fewer = collate(longest, tok.pad_id, model.config.n_positions, config.packing)
+        return learn(model, optimizer, fewer, config, compute, step, steps)
+
     while step < steps:
         last = step + 1 == steps
         batch = step_batch(train, config, tok, model.config.n_positions, step)
         learned = monitors.learned_tokens(batch.targets)
-        with pace.of(batch.tokens):
+        with pace.of(batch.tokens), memory.explained(config.batch_size, on_fewer, "set batch_size to {fits}"):
             rate, loss, norm = learn(model, optimizer, batch, config, compute, step, steps, loss_of)
             step += 1
             stopping = parallel.agree(report.stopping) and not last

@@ -11,7 +11,8 @@ from django.db.models import F, QuerySet
 from django.utils.timezone import now
 
 from registry.bell import ring
-from registry.models import Metric, Run, Sample
+from registry.health import ALIVE
+from registry.models import Metric, Run, Sample, WorkerProcess
 from registry.services import register_model
 
 
@@ -109,6 +110,10 @@ def reconcile_runs() -> None:
             end_cancelled(run)
         else:
             requeue_run(run, lost=True)
+    # Where every train worker has a run, nobody could come: messages would pile up behind it.
+    workers = WorkerProcess.objects.filter(queue=WorkerProcess.Queue.TRAIN, seen_at__gte=now() - ALIVE).count()
+    if 0 < workers <= Run.objects.filter(status=Run.Status.RUNNING).count():
+        return
     late = now() - timedelta(seconds=2 * settings.RECONCILE_SECONDS)
     for pk in Run.objects.queued().filter(rung_at__lt=late).values_list("pk", flat=True):
         if ring("workers.train", pk):

@@ -9,6 +9,7 @@ from django.utils.timezone import now, timedelta
 
 from accounts.models import Project
 from registry import lifecycle
+from registry.health import sign_of_life
 from registry.lifecycle import beat_run, claim_run, end_cancelled, fail_run, finish_run, reconcile_runs, record
 from registry.models import Metric, ModelVersion, Run, Sample
 from tests.make import claimed, make_run
@@ -136,6 +137,22 @@ def test_a_queued_row_nobody_came_for_is_rung_again_but_not_at_every_look(projec
     Run.objects.filter(pk=fresh.pk).update(rung_at=now() - timedelta(minutes=1))
     reconcile_runs()
     assert bell.rung == [("workers.train", late.pk), ("workers.train", fresh.pk)]
+
+
+def test_while_every_train_worker_has_a_run_nobody_is_rung_for(project: Project, bell: Any) -> None:
+    late = make_run(project, rung_at=now() - timedelta(minutes=1))
+    busy = make_run(project, status="running", attempt=1, heartbeat_at=now())
+    sign_of_life("train@a", "train")
+    for _ in range(3):
+        reconcile_runs()
+    assert bell.rung == []
+    sign_of_life("train@b", "train")
+    reconcile_runs()
+    assert bell.rung == [("workers.train", late.pk)]
+    Run.objects.filter(pk=late.pk).update(rung_at=now() - timedelta(minutes=1))
+    Run.objects.filter(pk=busy.pk).update(status="succeeded")
+    reconcile_runs()
+    assert bell.rung == 2 * [("workers.train", late.pk)]
 
 
 def test_what_could_not_be_rung_is_tried_at_the_next_look(project: Project, bell: Any) -> None:

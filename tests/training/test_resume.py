@@ -54,7 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"updates": 8, "max_new_tokens": 6, "group_size": 2, "sample_every": 3},
 }  # fmt: skip
 # What an undisturbed run calls is a few times more: each place is met, and not in its first calls alone.
-CALLS = {STEP: (2, 14), WRITE: (2, 30), SAVE: (1, 10)}
+CALLS = {STEP: (2, 14), WRITE: (2, 30), SAVE: (1, 4)}
 PLACES = [(stage, STEP) for stage in SETTINGS] + [(stage, SAVE) for stage in SETTINGS]
 PLACES += [("ppo", WRITE), ("grpo", WRITE)]
 FAST = [("ppo", STEP), ("pretrain", SAVE)]
