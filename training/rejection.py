@@ -47,7 +47,7 @@ def run(config: RejectionConfig, run_dir: Path, report: Report) -> dict[str, Any
         policy.eval(), reward_model.eval(), tokenizer, compute, config.seed, config.temperature, config.max_new_tokens
     )
     pool = Pool(run_dir, ids, config.n, config.write_batch)
-    checkpoints = Checkpoints(run_dir, report.fence)
+    checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
     saved = checkpoints.latest()
     report.rewind(pool.done + (saved[0] if saved else 0))
     steps = pool.parts + config.epochs * math.ceil(len(prompts) / config.batch_size)
@@ -120,9 +120,10 @@ def _learn(
             report(before + step, {"steps": before + steps, **figures})
         if step == steps:
             _sample(report, before + step, writer, examples)
-        if checkpoints.due(step, config.checkpoint_every) or step == steps or report.stopping:
+        stopping = report.stopping and step < steps
+        if checkpoints.due(step, config.checkpoint_every) or step == steps or stopping:
             checkpoints.save(step, optim.state_tensors(policy, optimizer), {"losses": losses})
-        if report.stopping and step < steps:
+        if stopping:
             raise Stopped(before + step)
     return statistics.fmean(losses[-max(1, steps // 10) :])
 
