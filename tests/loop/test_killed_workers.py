@@ -19,7 +19,7 @@ STAGES = {
     "reward": ["epochs=4", "batch_size=4"],
     "ppo": ["updates=16", "batch_size=16", "max_new_tokens=24", "sample_every=5"],
 }
-NOT_REPEATABLE = {"tokens_per_s", "seconds", "samples_per_s"}
+NOT_REPEATABLE = {"tokens_per_s", "seconds", "samples_per_s", "seconds_rollout", "seconds_scoring", "seconds_update"}
 
 
 @pytest.fixture(scope="module")
