@@ -18,8 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kinds", choices=KINDS, nargs="*", default=list(KINDS))
-    for kind in parser.parse_args().kinds:
+    parser.add_argument("kinds", choices=KINDS, nargs="*")
+    for kind in parser.parse_args().kinds or KINDS:
         importlib.import_module(f"bench.{kind}").main()
 
 

@@ -135,10 +135,10 @@ CONTENDERS: dict[str, tuple[Callable[[Path, str], Work], str]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.generation", description=__doc__)
-    parser.add_argument("tasks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("tasks", nargs="*", choices=TASKS)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments or [])
-    for task in options.tasks:
+    for task in options.tasks or TASKS:
         with tempfile.TemporaryDirectory() as root:
             folders(Path(root))
             # Without a cache nanoGPT needs minutes at 32 rows, and it knows no bf16 weights.
