@@ -7,7 +7,7 @@ RUN npm ci --omit=dev --no-audit --no-fund
 FROM python:3.11-slim
 WORKDIR /app
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 BUCLE_HOME=/data/home
-# g++ builds training/kernels.cpp for the very processor it runs on; without it training works, more slowly.
+# g++ builds training/*.cpp for the very processor it runs on; without it training works, more slowly.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml README.md ./
 COPY platform ./platform

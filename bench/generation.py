@@ -21,8 +21,8 @@ import torch
 
 from bench import harness
 from bench.ppo import SIZE, folders
-from training import checkpoint
-from training.device import Compute
+from training import checkpoint, device
+from training.config import GenerateConfig
 from training.engine import generate
 
 TASKS = {"1": (1, 64, 64), "8": (8, 64, 64), "32": (32, 64, 64), "rollout": (32, 32, 48)}  # rows, prompt, new tokens
@@ -46,7 +46,7 @@ def _measured(task: str, work: Work) -> Callable[[], dict[str, Any]]:
 def ours(root: Path, precision: str) -> Work:
     model, tok, _ = checkpoint.load_model(root / "policy")
     tok.eos_id = -1  # nothing ends a text early
-    compute = Compute(torch.device("cpu"), precision == "bf16")
+    compute = device.prepare(GenerateConfig(model="policy", device="cpu", precision=precision))
 
     def work(prompts: list[list[int]], new: int) -> None:
         written = generate(model, tok, prompts, range(len(prompts)), max_new_tokens=new, compute=compute)

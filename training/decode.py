@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.cache import Cache
+from training.decode_kernel import DecodeKernel
 from training.device import Compute
 from training.fused import causal_attention
 from training.model import GPT, Block
@@ -38,6 +39,8 @@ class Decoder:
         head = model.wte if model.lm_head is None else model.lm_head
         self.head = _Linear(head.weight, None, torch.float32)
         self.columns = torch.arange(length, device=model.device)
+        able = DecodeKernel.able(model, self.dtype)
+        self.kernel = DecodeKernel(model, self.cache, self.dtype) if able else None
 
     def prefill(self, tokens: Tensor, lengths: Tensor, rows: Tensor, source: Tensor) -> Tensor:
         """Read U prompts (U, T), right-padded, of lengths (U,); rows[i] (n,) holds prompt source[i] (n,).
@@ -58,6 +61,8 @@ class Decoder:
 
     def step(self, tokens: Tensor, at: Tensor, upto: int) -> Tensor:
         """One token (n,) for rows 0 .. n - 1, at places (n,) of their texts, all below `upto`. Logits (n, V)."""
+        if self.kernel is not None:
+            return self.kernel(tokens, at)
         n, heads = len(tokens), self.config.n_head
         x = F.embedding(tokens, self.tokens) + F.embedding(at, self.positions)  # (n, d)
         hidden = (

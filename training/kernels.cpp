@@ -2,54 +2,16 @@
 // Work is split by rows into parts that do not depend on the number of threads, so neither does any bit of a result.
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
+#include "numbers.h"
+
 namespace {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float bits_to_float(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
-inline float load(float value) { return value; }
-inline float load(bf16 value) { return bits_to_float(uint32_t(value.bits) << 16); }
-inline void store(float& to, float value) { to = value; }
-inline void store(bf16& to, float value) {  // to the nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    to.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// e^x to 2 units in the last place: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2] and Cephes' polynomial for e^r. A NaN stays
-// one. Adding 1.5 x 2^23 rounds to an integer, which then stands in the low bits.
-inline float exponential(float x) {
-    x = -87.0f > x ? -87.0f : x;
-    x = 88.0f < x ? 88.0f : x;
-    const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, 4);
-    return (p * r * r + r + 1.0f) * bits_to_float((bits - 0x4b400000u + 127u) << 23);
-}
 
 const int64_t PARTS = 16;  // of the rows, where sums run over rows
 const int64_t LANES = 16;  // numbers in a vector of 512 bits
 
-// GPT-2's GELU is x s(2u) with s the logistic function and u = sqrt(2 / pi) (x + 0.044715 x^3). `slope` may be null.
+// numbers.h's GELU, and its slope, which may be null.
 template <class T>
 void gelu(const T* x, T* y, T* slope, int64_t n) {
     const float twice = 1.5957691216f, cubic = 0.044715f;
@@ -70,8 +32,7 @@ void gelu(const T* x, T* y, T* slope, int64_t n) {
         } else {
 #pragma omp simd
             for (int64_t i = 0; i < length; i++) {
-                const float v = load(from[i]);
-                store(to[i], v / (1.0f + exponential(-twice * v * (1.0f + cubic * v * v))));
+                store(to[i], gelu_of(load(from[i])));
             }
         }
     }

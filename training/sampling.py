@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training import kernels
+
 CHUNK = 64  # tokens whose mass is summed before the inner search
 
 
@@ -75,6 +77,13 @@ def choose(
     `allowed` (B, V) are scaled logits with every filter and penalty, where there is one. greedy=False says that no
     row has temperature 0.
     """
+    if allowed is None and kernels.usable(logits):
+        tokens, logprobs = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
+        kernels.run(
+            "choose", torch.float32, logits.data_ptr(), logits.stride(0), logits.shape[1], uniform, temperature, tokens,
+            logprobs, len(logits), torch.get_num_threads(),
+        )  # fmt: skip
+        return tokens, logprobs
     logprobs = scaled(logits, temperature).log_softmax(-1)
     shares = (logprobs if allowed is None else allowed).softmax(-1)
     tokens = draw(shares, uniform)

@@ -7,15 +7,14 @@ import uuid
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from labeling.models import Completion
 from registry.live import publish
 from registry.models import ModelVersion
-from training import chat, checkpoint
-from training.config import TrainingError
+from training import chat, checkpoint, device
+from training.config import GenerateConfig, TrainingError
 from training.engine import Engine, EngineThread, Request
 from workers.life import stopping
 
@@ -32,11 +31,10 @@ class Served:
     """A model version, its tokenizer and the thread that writes with it."""
 
     def __init__(self, version: ModelVersion) -> None:
-        model, self.tokenizer, _about = checkpoint.load_model(
-            version.folder, "cuda" if torch.cuda.is_available() else "cpu"
-        )
+        compute = device.prepare(GenerateConfig(model=str(version.folder)))
+        model, self.tokenizer, _about = checkpoint.load_model(version.folder, compute.device)
         self.is_base = version.kind == ModelVersion.Kind.BASE
-        self.thread = EngineThread(Engine(model, self.tokenizer, MAX_BATCH))
+        self.thread = EngineThread(Engine(model, self.tokenizer, MAX_BATCH, compute))
         self.thread.start()
 
     def request(self, prompt: str, sampling: dict[str, Any], seed: int, **more: Any) -> Request:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from training import kernels
 from training import vocabulary as tokenizers
 from training.chat import render_prompt
 from training.checkpoint import save_model
@@ -93,6 +94,15 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return run_dir
 
     return build
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def setting(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A test that asks for it runs twice: on the compiled kernels, and on torch's own operations."""
+    if not kernels.enable("on" if request.param == "kernels" else "off") and request.param == "kernels":
+        pytest.skip("no C++ compiler")
+    yield request.param
+    kernels.enable("off")
 
 
 def jsonl(rows: list[dict[str, Any]]) -> str:

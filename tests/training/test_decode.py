@@ -5,10 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from training import decode_kernel
 from training.decode import Decoder
 from training.device import Compute
 from training.model import GPT
 
+pytestmark = pytest.mark.usefixtures("setting")
 KINDS = [{}, {"norm": "post"}, {"positions": "sinusoidal"}, {"tie_head": False}]
 FP32, BF16 = (Compute(torch.device("cpu"), bf16) for bf16 in (False, True))
 LENGTHS = [5, 2, 8, 1, 7]
@@ -39,6 +41,34 @@ def test_ragged_prompts_and_steps_equal_the_whole_pass_of_each_alone(kind: dict,
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_stays_near(kind: dict, tiny: Callable[..., GPT]) -> None:
     assert 0 < _largest_gap(tiny(**kind), BF16) < 0.05
+
+
+@torch.inference_mode()
+def _logits(model: GPT, compute: Compute, rows: list[int], threads: int) -> torch.Tensor:
+    """Nine tokens, one by one, of some of 30 texts."""
+    ids = _ids(model, 30, 9)[rows]
+    decoder = Decoder(model, len(rows), 9, compute)
+    before, torch_threads = torch.get_num_threads(), torch.set_num_threads
+    torch_threads(threads)
+    try:
+        steps = [decoder.step(ids[:, at], torch.full((len(rows),), at), at + 1) for at in range(9)]
+    finally:
+        torch_threads(before)
+    return torch.stack(steps, 1)
+
+
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+def test_neighbours_and_threads_change_no_bit_of_a_row(
+    compute: Compute, setting: str, tiny: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(n_embd=128)
+    if Decoder(model, 1, 9, compute).kernel is None:
+        pytest.skip("torch's own products depend on the batch")
+    monkeypatch.setattr(decode_kernel, "ALONE", 0)
+    all_rows = _logits(model, compute, list(range(30)), threads=2)
+    assert all_rows.std() > 0.1
+    for rows in ([0], [17], [29, 3], list(range(10, 24)), list(range(30))):
+        assert torch.equal(_logits(model, compute, rows, threads=1), all_rows[rows])
 
 
 def test_machines_without_onednn_compute_the_same(tiny: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from training.graphs import GraphedSteps
 from training.model import GPT
 from training.rollout import Episodes, completion_logprobs
 
+pytestmark = pytest.mark.usefixtures("setting")
 TOKENIZER = make_tokenizer()
 FP32 = Compute(torch.device("cpu"), bf16=False)
 
@@ -180,9 +181,11 @@ def _scripted(model, request: Request, script: list[int]) -> Request:
     """An engine whose network says what the script says."""
     engine = Engine(model, TOKENIZER, 1)
     steps = iter(script)
-    engine.decoder.logits = lambda x: torch.nn.functional.one_hot(
-        torch.tensor([next(steps)]), TOKENIZER.vocab_size
-    ).float()
+
+    def say(*_) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([next(steps)]), TOKENIZER.vocab_size).float()
+
+    engine.decoder.prefill = engine.decoder.step = say
     engine.submit(request)
     engine.run_until_idle()
     return request

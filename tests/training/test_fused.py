@@ -1,6 +1,6 @@
 """The one-pass parts of the network against plain autograd in fp32, with and without compiled kernels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,7 @@ from training.pretrain import token_loss
 FP32, BF16 = 1e-5, 2e-2
 
 
-@pytest.fixture(params=["kernels", "torch"], autouse=True)
-def setting(request: pytest.FixtureRequest) -> Iterator[str]:
-    if not kernels.enable("on" if request.param == "kernels" else "off") and request.param == "kernels":
-        pytest.skip("no C++ compiler")
-    yield request.param
-    kernels.enable("off")
+pytestmark = pytest.mark.usefixtures("setting")
 
 
 def error(found: Tensor, expected: Tensor) -> float:

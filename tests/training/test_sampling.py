@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import sampling
+from training import kernels, sampling
 
 
 def _draw(logits: torch.Tensor, n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0):
@@ -17,6 +17,39 @@ def _draw(logits: torch.Tensor, n: int, temperature: float = 1.0, top_k: int = 0
 def test_a_longer_stream_begins_with_the_shorter_one():
     assert np.array_equal(sampling.uniforms(7, 50)[:20], sampling.uniforms(7, 20))
     assert not np.array_equal(sampling.uniforms(7, 20), sampling.uniforms(8, 20))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 63, 64, 1000, 50_257])
+def test_the_kernel_chooses_what_torch_chooses(vocabulary):
+    """The same tokens but where a uniform falls within rounding of a border, and log-probabilities to 1e-5."""
+    if not kernels.enable("auto"):
+        pytest.skip("no C++ compiler")
+    draw = torch.Generator().manual_seed(1)
+    logits = torch.randn(300, vocabulary + 7, generator=draw)[:, :vocabulary] * 4
+    uniform, temperature = torch.rand(300, generator=draw, dtype=torch.float64), torch.rand(300, generator=draw) * 2
+    temperature[::10], uniform[1], uniform[2] = 0.0, 0.0, 1 - 1e-16
+    try:
+        tokens, logprobs = sampling.choose(logits, uniform, temperature)
+    finally:
+        kernels.enable("off")
+    expected, of_torch = sampling.choose(logits, uniform, temperature)
+    assert (tokens == expected).float().mean() > 0.99
+    assert torch.equal(tokens[::10], logits[::10].argmax(-1))
+    same = tokens == expected
+    assert torch.allclose(logprobs[same], of_torch[same], atol=1e-5)
+
+
+def test_the_kernel_never_draws_a_token_without_mass():
+    if not kernels.enable("auto"):
+        pytest.skip("no C++ compiler")
+    logits = torch.full((1000, 200), -300.0)
+    logits[:, [3, 130]] = 0.0
+    try:
+        tokens, _ = sampling.choose(logits, torch.linspace(0, 1, 1000, dtype=torch.float64), torch.ones(1000))
+    finally:
+        kernels.enable("off")
+    assert set(tokens.tolist()) == {3, 130}
+    assert abs((tokens == 3).float().mean() - 0.5) < 0.01
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

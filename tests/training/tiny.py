@@ -21,7 +21,7 @@ def make_model(tokenizer: Tokenizer, *, seed: int = 0, layers: int = 2, width: i
     """A random network; a spread above 1 makes its distributions less flat."""
     torch.manual_seed(seed)
     model = GPT(
-        ModelConfig(vocab_size=tokenizer.vocab_size, n_positions=64, n_embd=width, n_layer=layers, n_head=4)
+        ModelConfig(vocab_size=tokenizer.vocab_size, n_positions=64, n_embd=width, n_layer=layers, n_head=2)
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
