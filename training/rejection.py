@@ -113,7 +113,7 @@ def _learn(
         loss.backward()
         grad_norm = float(optim.clip(policy, config.grad_clip))
         optimizer.step()
-        optim.require_finite(loss.item(), step, config.learning_rate)
+        optim.require_finite(loss.item(), step, config.learning_rate, grad_norm)
         losses.append(loss.item())
         if step % config.log_every == 0 or step in (1, steps):
             figures = {"loss": loss.item(), "grad_norm": grad_norm, "lr": rate}

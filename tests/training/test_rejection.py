@@ -97,3 +97,19 @@ def test_a_run_killed_anywhere_ends_like_an_undisturbed_one(rejection_run):
 def test_answers_that_never_end_are_one_sentence(rejection_run):
     with pytest.raises(TrainingError, match="None of 96 answers ended within 1 tokens: raise max_new_tokens"):
         _run(rejection_run(max_new_tokens=1))
+
+
+def test_a_gradient_that_is_no_number_reaches_no_checkpoint(rejection_run, monkeypatch):
+    """Its loss may be a number all the same."""
+    honest, calls = rejection.optim.clip, []
+
+    def broken(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        norm = honest(*arguments)
+        return norm if len(calls) < 10 else norm * float("nan")
+
+    monkeypatch.setattr(rejection.optim, "clip", broken)
+    run_dir = rejection_run(checkpoint_every=5)
+    with pytest.raises(TrainingError, match="The gradient is nan at step 10: lower learning_rate"):
+        _run(run_dir)
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step-00000005"]
