@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -50,7 +51,15 @@ def write_atomic(path: Path, value: dict[str, Any]) -> None:
 
 
 def sweep(run_dir: Path) -> None:
-    """Remove what a killed process left half written. Only for the process that holds the run's lock."""
+    """Remove what a killed process left half written. Only for the process that holds the run's lock.
+
+    One that died while new best weights took the place of the old ones has left both aside, whole: either will do,
+    since a resumed run meets the newer ones again.
+    """
+    best = run_dir / "checkpoints" / "best"
+    whole = [] if best.exists() else [part for part in best.parent.glob(".best.*.part") if _state(part)]
+    if whole:
+        whole[0].rename(best)
     for stray in (*run_dir.glob(".*.part"), *run_dir.glob("checkpoints/.*.part"), *run_dir.glob("snapshots/.*.part")):
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
 
@@ -88,8 +97,11 @@ class Checkpoints:
         return None
 
     def keep_best(self, step: int, loss: float, model: nn.Module) -> None:
-        """Keep these weights if no step before had so low a loss; a resumed run meets the same losses again."""
-        if self.best is None or loss < self.best["loss"]:
+        """Keep these weights if no step before had so low a loss; a resumed run meets the same losses again.
+
+        A loss that is no number is never the best: no later one would be lower.
+        """
+        if loss < (math.inf if self.best is None else self.best["loss"]):
             self.best = {"step": step, "loss": loss}
             weights = {name: parallel.whole(tensor) for name, tensor in model.state_dict().items()}
             self._write("best", weights, self.best)

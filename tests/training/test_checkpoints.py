@@ -1,6 +1,7 @@
 """Checkpoints that survive a crash, and files that are whole or not there."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,26 @@ def test_the_best_weights_outlive_the_checkpoints_and_the_process(tmp_path: Path
     assert Checkpoints(tmp_path).load_best(model) == 2
     assert model.weight.tolist() == [[2, 2], [2, 2]]
     assert Checkpoints(tmp_path).about(4) == {"model_step": 4, "best_step": 2, "best_val_loss": 1.0}
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step, loss in enumerate([math.nan, 5.0, math.nan, 4.0], start=1):
+        checkpoints.keep_best(step, loss, torch.nn.Linear(2, 2))
+    assert checkpoints.best == {"step": 4, "loss": 4.0}
+
+
+def test_the_best_weights_outlive_a_kill_while_better_ones_take_their_place(tmp_path: Path) -> None:
+    """kill -9 between the two renames leaves no folder best, and two whole ones aside."""
+    Checkpoints(tmp_path).keep_best(1, 3.0, torch.nn.Linear(2, 2))
+    best = tmp_path / "checkpoints" / "best"
+    best.rename(best.with_name(".best.1234.part"))
+    torn = best.with_name(".best.5678.part")
+    torn.mkdir()
+    (torn / "tensors.safetensors").write_bytes(b"half")
+    sweep(tmp_path)
+    assert Checkpoints(tmp_path).best == {"step": 1, "loss": 3.0}
+    assert os.listdir(tmp_path / "checkpoints") == ["best"]
 
 
 def test_a_torn_best_is_none(tmp_path: Path) -> None:
