@@ -89,7 +89,9 @@ def _place(dataset: Dataset, directory: Path, name: str) -> str:
         with contextlib.suppress(OSError):
             os.link(dataset.file, target)
         if not target.exists():
-            shutil.copyfile(dataset.file, target)
+            aside = target.with_name(f".{name}.{os.getpid()}")
+            shutil.copyfile(dataset.file, aside)
+            aside.replace(target)  # a worker that dies while it copies leaves no half of a dataset behind
     return f"data/{name}"
 
 

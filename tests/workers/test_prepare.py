@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,27 @@ def test_a_revived_older_attempt_does_not_lower_the_fence(filled: Project, model
     run.attempt = 1
     prepare(run)
     assert (run.directory / "attempt").read_text() == "2"
+
+
+def test_a_copy_that_was_cut_short_is_made_again(
+    filled: Project, artifacts: Path, models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system has no hard links; the worker dies while it copies."""
+    run = make_run(filled, "tokenizer")
+    run.datasets.set([corpus := _corpus(filled, artifacts)])
+    whole = shutil.copyfile
+
+    def half(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:4])
+        raise SystemExit
+
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(shutil, "copyfile", half)
+    with pytest.raises(SystemExit):
+        prepare(run)
+    monkeypatch.setattr(shutil, "copyfile", whole)
+    (name,) = _config(run)["files"]
+    assert (run.directory / name).read_bytes() == corpus.file.read_bytes()
 
 
 def test_files_that_are_gone_are_named_with_the_next_step(
