@@ -6,6 +6,7 @@ whole ranking: its untied pairs weigh 1 / C(K, 2) each, and every completion is 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import time
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import checkpoint, comparisons, data, device, optim, parallel
+from training import checkpoint, comparisons, data, device, monitors, optim, parallel
 from training.chat import render_prompt
 from training.checkpoints import Checkpoints
 from training.config import TrainingError
@@ -87,14 +89,19 @@ def _with_reference(
     policy: GPT, rankings: Sequence[Ranking], kept: Path, tokenizer: Tokenizer, compute: Compute
 ) -> list[Known]:
     """Read the reference's log-probabilities from `kept`, or take them now, while the policy still is its base."""
+    examples = [(ids, n) for r in rankings for ids, n in zip(r.examples, r.answer_lengths, strict=True)]
+    of = f"{monitors.checksum(policy)} {hashlib.sha256(repr(examples).encode()).hexdigest()}"
     if not kept.exists():
-        examples = [(ids, n) for r in rankings for ids, n in zip(r.examples, r.answer_lengths, strict=True)]
         aside = kept.with_suffix(".part")
-        save_file({"logprobs": _read_all(policy, examples, tokenizer, compute)}, aside)
+        save_file({"logprobs": _read_all(policy, examples, tokenizer, compute)}, aside, {"of": of})
         aside.replace(kept)
-    flat = load_file(kept)["logprobs"].tolist()
-    if len(flat) != sum(len(ranking.examples) for ranking in rankings):
-        raise TrainingError(f"{kept.name} holds {len(flat)} other answers: delete it and run again.")
+    with safe_open(kept, "pt") as file:
+        flat, known_of = file.get_tensor("logprobs").tolist(), (file.metadata() or {}).get("of")
+    if known_of != of:
+        raise TrainingError(
+            f"{kept.name} holds {len(flat)} log-probabilities of other rankings or of another base: put those back, or "
+            "delete it and the folder checkpoints and run again."
+        )
     known, start = [], 0
     for ranking in rankings:
         known.append(Known(ranking, flat[start : start + len(ranking.examples)]))

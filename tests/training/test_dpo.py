@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
 from tests.training.tiny import make_model, make_tokenizer
 from training import dpo
-from training.checkpoint import load_model
+from training.checkpoint import load_model, save_model
 from training.config import TrainingError
 from training.config_baselines import DPOConfig
 from training.device import Compute
@@ -191,8 +191,21 @@ def test_the_reference_is_read_once_and_kept(dpo_run, monkeypatch):
 def test_kept_reference_of_other_rankings_is_refused(dpo_run):
     run_dir = dpo_run()
     _run(run_dir)
-    (run_dir / "data" / "train.jsonl").write_text(jsonl(_rankings(61, 1)))
-    with pytest.raises(TrainingError, match=r"ref_logprobs.safetensors holds 240 other answers: delete it"):
+    (run_dir / "data" / "train.jsonl").write_text(jsonl(_rankings(60, 5)))
+    with pytest.raises(TrainingError, match=r"ref_logprobs.safetensors holds 240 log-probabilities of other rankings"):
+        _run(run_dir)
+
+
+def test_kept_reference_of_another_base_is_refused(dpo_run, base_dir, tmp_path):
+    run_dir = dpo_run()
+    _run(run_dir)
+    model, tok, card = load_model(base_dir)
+    with torch.no_grad():
+        model.ln_f.bias[0] += 1e-3
+    save_model(tmp_path / "other", model, tok, "sft", card)
+    settings = json.loads((run_dir / "config.json").read_text()) | {"base": str(tmp_path / "other")}
+    (run_dir / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(TrainingError, match="or of another base: put those back"):
         _run(run_dir)
 
 
