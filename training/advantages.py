@@ -81,6 +81,12 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_va
     return 0.5 * torch.maximum(plain, (near - returns) ** 2)
 
 
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Share of the returns' variance that the values foresaw: 1 is all, 0 what their mean would, below 0 is worse."""
+    spread = masked_var(returns, mask).item()
+    return 1 - masked_var(returns - values, mask).item() / spread if spread else 0.0
+
+
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Schulman's low-variance estimate of KL(policy, ref) from the policy's own samples: never negative."""
     difference = ref_logprobs - logprobs

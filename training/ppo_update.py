@@ -316,6 +316,7 @@ def describe(judged: Judged, kl_coef: float, requests: list[Request]) -> dict[st
         "kl_k1": k1.item(),
         "kl_coef": kl_coef,
         "entropy": judged.entropy,
+        "explained_variance": adv.explained_variance(judged.values, judged.returns, mask),
         "eos_share": judged.episodes.ended.float().mean().item(),
         "length": mask.sum().item() / rows,
         "learned_share": (mask.sum() / judged.episodes.lengths.sum()).item(),

@@ -102,6 +102,13 @@ def test_value_loss_table(value, old, target, cliprange, loss):
     assert got.item() == pytest.approx(loss)
 
 
+def test_explained_variance_is_read_on_the_mask():
+    returns, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    shares = [adv.explained_variance(torch.tensor([v]), returns, mask) for v in ([1, 3.0, 0], [2, 2.0, 0], [3, 1.0, 0])]
+    assert shares == [1.0, 0.0, -3.0]
+    assert adv.explained_variance(returns, torch.ones(1, 3), mask) == 0.0  # nothing to explain
+
+
 def test_k3_is_never_negative_and_agrees_with_the_exact_kl():
     torch.manual_seed(1)
     p, q = torch.randn(2, 6).log_softmax(-1)
