@@ -44,13 +44,13 @@ def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     context = model.config.n_positions
     rankings, skipped = read_rankings(data.resolve(run_dir, config.data), tokenizer, context)
     held_out, more = read_rankings(data.resolve(run_dir, config.val), tokenizer, context) if config.val else ([], 0)
-    demonstrations = _demonstrations(config, run_dir, tokenizer, context)
+    demonstrations, long = _demonstrations(config, run_dir, tokenizer, context)
     n = sum(len(ranking.pairs()) for ranking in rankings)
     if n < config.min_comparisons:
         raise TrainingError(f"Only {n} comparisons; this run needs {config.min_comparisons}: rank more completions.")
 
     result = _train(config, run_dir, report, model, rankings, held_out, tokenizer, compute)
-    result |= {"train_pairs": n, "rankings": len(rankings), "skipped_too_long": skipped + more}
+    result |= {"train_pairs": n, "rankings": len(rankings), "skipped_too_long": skipped + more + long}
     result |= _centre(model, rankings, demonstrations, tokenizer, exact)
     result |= _validate(model, rankings, held_out, tokenizer, exact, run_dir)
     report.fence()
@@ -60,12 +60,21 @@ def run(config: RewardConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     return result | {"seconds": round(time.monotonic() - started, 2)}
 
 
-def _demonstrations(config: RewardConfig, run_dir: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
+def _demonstrations(
+    config: RewardConfig, run_dir: Path, tokenizer: Tokenizer, context: int
+) -> tuple[list[list[int]], int]:
+    """Demonstrations as ids, and how many were left out because they pass the context."""
     if not config.demonstrations:
-        return []
+        return [], 0
     rows = data.read_rows(data.resolve(run_dir, config.demonstrations), {"instruction": str, "response": str})
     examples = [render_example(tokenizer, row["instruction"], row["response"])[0] for row in rows]
-    return [ids for ids in examples if len(ids) <= context]
+    fitting = [ids for ids in examples if len(ids) <= context]
+    if not fitting:
+        raise TrainingError(
+            f"All {len(rows)} demonstrations are longer than the context of {context} tokens: shorten them, or name "
+            "none, so that the ranked answers score 0 on average."
+        )
+    return fitting, len(rows) - len(fitting)
 
 
 def _train(
@@ -198,7 +207,7 @@ def _centre(
     demonstrations: list[list[int]],
     tokenizer: Tokenizer,
     compute: Compute,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Shift the bias so that demonstrations (or, without any, the ranked completions) score 0 on average.
 
     Comparisons leave the level of a reward open; a fixed zero is what the missing-EOS penalty and the curves stand on.
@@ -206,8 +215,9 @@ def _centre(
     ranked = score_all(model, [ids for r in rankings for ids in r.examples], tokenizer.pad_id, compute)
     level = score_all(model, demonstrations, tokenizer.pad_id, compute) if demonstrations else ranked
     model.bias -= statistics.fmean(level)
-    after = score_all(model, demonstrations, tokenizer.pad_id, compute) if demonstrations else [0.0]
-    return {"mean_on_demonstrations": statistics.fmean(after), "reward_std": statistics.pstdev(ranked)}
+    after = score_all(model, demonstrations, tokenizer.pad_id, compute)
+    mean = statistics.fmean(after) if demonstrations else None
+    return {"mean_on_demonstrations": mean, "reward_std": statistics.pstdev(ranked)}
 
 
 def _validate(

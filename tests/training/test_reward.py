@@ -255,6 +255,51 @@ def test_rankings_that_pass_the_context_are_left_out_and_counted(reward_run):
 
 
 def test_without_held_out_rankings_there_is_no_accuracy(reward_run):
-    result = _run(reward_run(val="", demonstrations=""))
+    result = _run(reward_run(val=""))
     assert result["val_accuracy"] is None
-    assert result["mean_on_demonstrations"] == 0.0
+
+
+def test_without_demonstrations_the_ranked_answers_score_zero_and_nothing_is_said_of_demonstrations(reward_run):
+    rows = _rankings(60, 1)
+    run_dir = reward_run(rows=rows, demonstrations="")
+    result = _run(run_dir)
+    assert result["mean_on_demonstrations"] is None
+    model, tok, _ = load_reward_model(run_dir / "model")
+    examples = [ids for row in rows for ids in read_ranking(row, "row", tok).examples]
+    scores = torch.tensor(reward.score_all(model.eval(), examples, tok.pad_id, CPU))
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4)
+    assert result["reward_std"] == pytest.approx(scores.std(unbiased=False).item(), abs=1e-4)
+
+
+def test_demonstrations_that_pass_the_context_are_left_out_and_counted(reward_run):
+    run_dir = reward_run()
+    long = {"instruction": "miel", "response": "gracias " * 60}
+    (run_dir / "data" / "demos.jsonl").write_text(jsonl([*DEMONSTRATIONS, long]))
+    assert _run(run_dir)["skipped_too_long"] == 1
+    (run_dir / "data" / "demos.jsonl").write_text(jsonl([long]))
+    (run_dir / "checkpoints").rename(run_dir / "gone")
+    with pytest.raises(TrainingError, match="All 1 demonstrations are longer than the context of 64 tokens"):
+        _run(run_dir)
+
+
+@pytest.mark.parametrize("save_best", [False, True])
+def test_the_model_is_the_last_or_the_best_steps(reward_run, monkeypatch, save_best):
+    losses = {0: 9.0, 4: 2.0, 8: 3.0, 12: 4.0, 15: 5.0}
+    told = iter(losses.values())
+    monkeypatch.setattr(reward, "_curve", lambda *_: {"val_loss": next(told)})
+    run_dir = reward_run(checkpoint_every=4, keep_checkpoints=9, save_best=save_best)
+    result = _run(run_dir)
+    chosen = 4 if save_best else 15
+    assert (result["model_step"], result["best_step"]) == (chosen, 4)
+    stored = load_file(run_dir / "checkpoints" / f"step-{chosen:08d}" / "tensors.safetensors")
+    model = load_reward_model(run_dir / "model")[0]
+    assert torch.equal(model.head.weight, stored["model.head.weight"])
+
+
+def test_each_epoch_has_an_order_of_its_own(reward_run, monkeypatch):
+    honest, asked = reward.data.epoch_order, []
+    monkeypatch.setattr(
+        reward.data, "epoch_order", lambda n, seed, epoch: asked.append(epoch) or honest(n, seed, epoch)
+    )
+    _run(reward_run(epochs=2))
+    assert asked == [0] * 15 + [1] * 15
