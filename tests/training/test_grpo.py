@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,39 @@ def test_padding_has_no_gradient(world):
     assert judged.logprobs[outside].abs().max() == judged.ref_logprobs[outside].abs().max() == 0
 
 
+@pytest.mark.parametrize("kl_coef", [0.0, 0.5, 1.0])
+def test_grpo_pays_for_kl_in_its_loss(world, monkeypatch, kl_coef):
+    """Equal scores leave no advantage: what gradient there is comes from the KL, in proportion to its price."""
+    policy, _, frozen = world
+    frozen = replace(frozen, ref_policy=make_model(TOKENIZER, seed=9, spread=2.0))
+    monkeypatch.setattr(grpo, "scores", lambda _, part, *a, **k: torch.ones(len(part.tokens)))
+    norms = []
+    for price in (kl_coef, 0.1):
+        figures, _, judged = grpo_update(
+            policy, torch.optim.SGD(policy.parameters(), lr=0.0), frozen,
+            _config(estimator="grpo", kl_coef=price, learning_rate=0.0, minibatches=1), 0,
+        )  # fmt: skip
+        assert judged.advantages.abs().max() == 0
+        norms.append(figures["grad_norm"])
+    assert norms[1] > 0
+    assert norms[0] == pytest.approx(norms[1] * kl_coef / 0.1, rel=1e-3)
+
+
+def test_a_policy_that_changed_between_sampling_and_learning_stops_the_run(world, monkeypatch):
+    policy, optimizer, frozen = world
+    honest = grpo.judge
+
+    def nudged(*arguments: Any) -> Any:
+        judged = honest(*arguments)
+        with torch.no_grad():
+            policy.wte.weight.mul_(1.001)
+        return judged
+
+    monkeypatch.setattr(grpo, "judge", nudged)
+    with pytest.raises(TrainingError, match=r"first ratio of an update is off by .* run again"):
+        grpo_update(policy, optimizer, frozen, _config(), 0)
+
+
 class _Arms:
     """A vocabulary of eight arms without text."""
 
@@ -240,6 +274,17 @@ def test_a_kl_budget_ends_the_run_and_says_so(grpo_run):
     result = _run(grpo_run(kl_budget=1e-6))
     assert result["stopped_by_kl_budget"]
     assert result["updates"] < 5  # an update whose answers all lack an EOS leaves the policy where it was
+
+
+def test_scores_are_divided_by_the_reward_models_spread(grpo_run):
+    run_dir = grpo_run()
+    settings = json.loads((run_dir / "config.json").read_text())
+    tokens, at = torch.tensor([[1, 2, 3]]), torch.tensor([2])
+    scaled, raw = (
+        grpo._load(parse("grpo", {**settings, "scale_scores": on}), run_dir)[1].reward_model.score(tokens, at).item()
+        for on in (True, False)
+    )
+    assert scaled == pytest.approx(2 * raw, abs=1e-5)
 
 
 @pytest.mark.parametrize(

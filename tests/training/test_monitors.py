@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.training.conftest import jsonl
-from tests.training.test_ppo import CPU, TOKENIZER, _config, _learner
+from tests.training.test_ppo_update import CPU, TOKENIZER, _config, _learner
 from tests.training.tiny import make_model, make_reward_model
 from training import chat, monitors, ppo, sft
 from training import ppo_update as update_module
@@ -167,6 +167,12 @@ def test_a_run_does_not_go_on_with_another_reward_model(ppo_run, tmp_path):
     save_model(tmp_path / "reward", model, tok, "reward", card)
     with pytest.raises(TrainingError, match="put the model's files back"):
         _run(run_dir)
+
+
+def test_answers_that_never_end_stop_a_run(ppo_run, monkeypatch):
+    monkeypatch.setattr(monitors, "SILENT", 8)
+    with pytest.raises(TrainingError, match="None of the last 8 answers ended with EOS"):
+        _run(ppo_run(max_new_tokens=1))
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e9])

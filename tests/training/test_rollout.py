@@ -8,10 +8,12 @@ from tests.training.tiny import make_model, make_reward_model, make_tokenizer
 from training import rollout
 from training.config import ModelConfig
 from training.device import Compute
+from training.engine import Request
 from training.model import GPT, RewardModel
 from training.rollout import Episodes
 
 TOKENIZER = make_tokenizer()
+EOS, PAD = TOKENIZER.eos_id, TOKENIZER.pad_id
 FP32, BF16 = (Compute(torch.device("cpu"), bf16=bf16) for bf16 in (False, True))
 
 
@@ -82,3 +84,60 @@ def test_values_are_read_at_the_states_that_choose_completion_tokens():
         whole = model.values(episodes.tokens[:, :-1])[episodes.mask.bool()]
     assert torch.allclose(got, whole, atol=1e-5)
     assert torch.equal(rollout.padded(got, episodes.mask)[episodes.mask.bool()], got)
+
+
+def _request(prompt: list[int], tokens: list[int], reason: str) -> Request:
+    request = Request(prompt)
+    request.tokens, request.finish_reason = tokens, reason  # type: ignore[assignment]
+    return request
+
+
+WRITTEN = [
+    _request([EOS, 1], [7, 8, EOS], "eos"),
+    _request([1], [9], "length"),
+    _request([1, 2, EOS], [4, 5], "length"),  # an EOS in the prompt is not the answer's
+]
+
+
+def test_mask_covers_the_completion_and_its_eos_only():
+    episodes = Episodes.of(WRITTEN, PAD, "cpu")
+    assert episodes.tokens.tolist() == [[EOS, 1, 7, 8, EOS], [1, 9, PAD, PAD, PAD], [1, 2, EOS, 4, 5]]
+    assert episodes.mask.tolist() == [[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 1, 1]]
+    assert episodes.ended.tolist() == [True, False, False]
+    trimmed = episodes.rows(torch.tensor([1]))
+    assert (trimmed.tokens.tolist(), trimmed.mask.tolist()) == ([[1, 9]], [[1]])
+
+
+def test_a_missing_eos_replaces_the_score_and_an_eos_in_the_prompt_does_not_help():
+    model = make_reward_model(TOKENIZER)
+    episodes = Episodes.of(WRITTEN, PAD, "cpu")
+    with torch.no_grad():
+        model.bias += 100
+        got = rollout.scores(model, episodes, FP32, missing_eos_penalty=3.0, score_clip=5.0)
+        model.bias -= 100
+        plain = rollout.scores(model, episodes, FP32, missing_eos_penalty=3.0, score_clip=0.0)
+        alone = model.score(torch.tensor([[EOS, 1, 7, 8, EOS]]), torch.tensor([4]))
+    assert got.tolist() == [5.0, -3.0, -3.0]
+    assert plain[0].item() == pytest.approx(alone.item(), abs=1e-5)
+
+
+def test_the_limit_is_on_scores_and_not_on_what_a_missing_eos_costs():
+    raw, ended = torch.tensor([50.0, -50.0, 50.0]), torch.tensor([True, True, False])
+    assert rollout.settled(raw, ended, missing_eos_penalty=20.0, score_clip=10.0).tolist() == [10.0, -10.0, -20.0]
+
+
+def test_the_loss_of_demonstrations_is_on_the_answer_and_its_eos_only():
+    model = make_model(TOKENIZER, spread=2.0)
+    ids, mask = [1, 2, 70, 71, EOS], [0, 0, 1, 1, 1]
+    with torch.no_grad():
+        logprobs = model.logits(model(torch.tensor([ids]))[0]).log_softmax(-1)
+        expected = -(logprobs[1, 70] + logprobs[2, 71] + logprobs[3, EOS]) / 3
+        got = rollout.demonstration_loss(model, [(ids, mask), (ids, mask)], PAD, FP32)
+    assert got.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_every_pass_takes_each_prompt_once():
+    taken = [i for update in range(5) for i in rollout.prompts_of_update(10, update, 4, seed=3)]
+    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
+    assert taken[:10] != taken[10:]
+    assert sorted(set(rollout.prompts_of_update(3, 0, 8, seed=1))) == [0, 1, 2]  # fewer prompts than episodes

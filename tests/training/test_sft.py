@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.training.conftest import curve, error_of, jsonl, kill_at, rows_of, run_stage
 from training import chat, checkpoint, demonstrations, device, optim, sft
@@ -175,11 +176,27 @@ def test_killed_it_ends_as_if_undisturbed(make_run: MakeRun, base_dir: Path) -> 
 def test_steps_visit_every_row_once_an_epoch(tok: Tokenizer) -> None:
     rows = [example(tok, f"{i}", "x") for i in range(10)]
     config = parse("sft", {"base": "m", "batch_size": 4})
-    seen = [sft.step_batch(rows, config, tok, 64, step).inputs for step in range(3)]
+    seen = [sft.step_batch(rows, config, tok, 64, step).inputs for step in range(6)]
     texts = [tok.decode(batch.flatten().tolist()) for batch in seen]
     numbers = [int(n) for text in texts for n in re.findall(r"\d+", text)]
-    assert sorted(numbers) == list(range(10))
-    assert numbers != sorted(numbers)
+    assert sorted(numbers[:10]) == sorted(numbers[10:]) == list(range(10))
+    assert numbers[:10] != sorted(numbers[:10])
+    assert numbers[:10] != numbers[10:]  # each epoch in an order of its own
+
+
+@pytest.mark.parametrize("save_best", [False, True])
+def test_the_model_is_the_last_or_the_best_steps(
+    save_best: bool, make_run: MakeRun, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([9.0, 2.0, 3.0])  # at steps 0, 5, 10
+    monkeypatch.setattr(sft, "validate", lambda *_: next(losses))
+    settings = payload(base_dir, epochs=2, batch_size=2, val_every=5, checkpoint_every=5)
+    settings |= {"save_best": save_best, "val_fraction": 0.2, "sample_every": 0}
+    run_dir, result = train(make_run, settings, demonstrations_of(12))
+    chosen = 5 if save_best else 10
+    assert (result["steps"], result["model_step"], result["best_step"]) == (10, chosen, 5)
+    stored = load_file(run_dir / "checkpoints" / f"step-{chosen:08d}" / "tensors.safetensors")
+    assert torch.equal(checkpoint.load_model(run_dir / "model")[0].wte.weight, stored["model.wte.weight"])
 
 
 def test_a_share_is_held_out_and_not_trained_on(make_run: MakeRun, base_dir: Path) -> None:
