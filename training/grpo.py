@@ -68,9 +68,11 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     for group in optimizer.param_groups:
         group["eps"] = ADAM_EPS
     checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
+    checksum = monitors.checksum(frozen.ref_policy, frozen.reward_model)
     done, history = 0, list[dict[str, float]]()
     if saved := checkpoints.latest():
         done, tensors, state = saved
+        monitors.frozen(state.get("frozen", checksum), checksum)
         history = state["history"]
         optim.load_state_tensors(policy, optimizer, tensors)
     report.rewind(done)
@@ -80,6 +82,8 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
         figures, requests, judged = grpo_update(policy, optimizer, frozen, config, done)
         done += 1
         history.append({name: figures[name] for name in KEPT})
+        monitors.frozen(checksum, monitors.checksum(frozen.ref_policy, frozen.reward_model))
+        monitors.answers(history, config.batch_size)
         over_budget = 0 < config.kl_budget < figures["kl"]
         last = done == config.updates or over_budget
         if done % config.log_every == 0 or done == 1 or last:
@@ -89,7 +93,7 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
             _sample(report, done, frozen, requests, judged)
         stopping = report.stopping and not last
         if checkpoints.due(done, config.checkpoint_every) or last or stopping:
-            checkpoints.save(done, optim.state_tensors(policy, optimizer), {"history": history})
+            checkpoints.save(done, optim.state_tensors(policy, optimizer), {"history": history, "frozen": checksum})
         if stopping:
             raise Stopped(done)
     report.fence()
@@ -132,7 +136,14 @@ def grpo_update(
     sampled = time.perf_counter()
     episodes = Episodes.of(requests, frozen.tokenizer.pad_id, policy.device)
     parts = [_parts(config, update, epoch) for epoch in range(config.epochs)]
+    monitors.sampled_tokens(int(episodes.mask.sum()), sum(len(r.tokens) for r in requests))
     judged = judge(policy, frozen, config, episodes, parts[0])
+    if update == 0:
+        monitors.same_policy((judged.logprobs - judged.ref_logprobs).abs().max().item())
+    described = _describe(judged, config, requests)
+    monitors.finite(described, update)
+    monitors.kl(*_per_answer_kl(judged), update)
+    monitors.sampler(_sampler_gaps(judged, requests).mean().item(), frozen.compute.bf16)
     scored = time.perf_counter()
     left = 1 - update / config.updates
     warm = min(1.0, (update + 1) / (config.warmup_steps + 1))
@@ -144,7 +155,7 @@ def grpo_update(
         for name, figure in seen.items():
             figures.setdefault(name, []).append(figure)
     means = {name: math.fsum(seen) / len(seen) for name, seen in figures.items()} | {"lr": rate}
-    means |= _describe(judged, config, requests)
+    means |= described
     monitors.finite(means, update)
     phases = {"rollout": sampled - began, "scoring": scored - sampled, "update": time.perf_counter() - scored}
     return means | {f"seconds_{name}": round(took, 3) for name, took in phases.items()}, requests, judged
@@ -252,24 +263,36 @@ def losses(
     return ((loss * mask).sum(1) / lengths).mean(), adv.masked_mean(clipped, mask), kl
 
 
+def _per_answer_kl(judged: Judged) -> tuple[Tensor, Tensor]:
+    """(B,), (B,): the estimates k1 and k3 of KL(policy, reference), summed over each answer."""
+    mask = judged.episodes.mask
+    k1 = ((judged.logprobs - judged.ref_logprobs) * mask).sum(1)
+    return k1, (adv.k3(judged.logprobs, judged.ref_logprobs) * mask).sum(1)
+
+
+def _sampler_gaps(judged: Judged, requests: list[Request]) -> Tensor:
+    """(n,) nats between what the sampler and the trainer say of each sampled token."""
+    mask = judged.episodes.mask
+    # Masked states lie row after row, in the order in which the engine wrote the tokens.
+    sampled = torch.tensor([p for r in requests for p in r.logprobs], device=mask.device)
+    return (judged.logprobs[mask.bool()] - sampled).abs()
+
+
 def _describe(judged: Judged, config: GRPOConfig, requests: list[Request]) -> dict[str, float]:
     """What an update sampled, per answer. kl is Schulman's k3 (never negative); spread is that within a group."""
     mask = judged.episodes.mask
-    rows = mask.shape[0]
-    k1 = ((judged.logprobs - judged.ref_logprobs) * mask).sum() / rows
+    k1, k3 = (estimate.mean() for estimate in _per_answer_kl(judged))
     groups = judged.scores.view(-1, config.group_size)
-    # Masked states lie row after row, in the order in which the engine wrote the tokens.
-    sampled = torch.tensor([p for r in requests for p in r.logprobs], device=mask.device)
     return {
         "reward": (judged.scores.mean() - config.kl_coef * k1).item(),
         "score": judged.scores.mean().item(),
         "score_spread": groups.std(1, unbiased=False).mean().item(),
-        "kl": ((adv.k3(judged.logprobs, judged.ref_logprobs) * mask).sum() / rows).item(),
+        "kl": k3.item(),
         "kl_k1": k1.item(),
         "entropy": judged.entropy,
         "eos_share": judged.episodes.ended.float().mean().item(),
-        "length": mask.sum().item() / rows,
-        "sampler_gap": (judged.logprobs[mask.bool()] - sampled).abs().max().item(),
+        "length": mask.sum().item() / len(mask),
+        "sampler_gap": _sampler_gaps(judged, requests).max().item(),
     }
 
 

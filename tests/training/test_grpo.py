@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
 from tests.training.tiny import make_model, make_reward_model, make_tokenizer
 from training import grpo, optim
-from training.checkpoint import load_model, save_model
+from training.checkpoint import load_model, load_reward_model, save_model
 from training.config import ModelConfig, TrainingError
 from training.config_baselines import GRPOConfig
 from training.device import Compute
@@ -137,7 +137,7 @@ def test_grpo_pays_for_kl_in_its_loss(world, monkeypatch, kl_coef):
     for price in (kl_coef, 0.1):
         figures, _, judged = grpo_update(
             policy, torch.optim.SGD(policy.parameters(), lr=0.0), frozen,
-            _config(estimator="grpo", kl_coef=price, learning_rate=0.0, minibatches=1), 0,
+            _config(estimator="grpo", kl_coef=price, learning_rate=0.0, minibatches=1), 1,
         )  # fmt: skip
         assert judged.advantages.abs().max() == 0
         norms.append(figures["grad_norm"])
@@ -158,6 +158,27 @@ def test_a_policy_that_changed_between_sampling_and_learning_stops_the_run(world
     monkeypatch.setattr(grpo, "judge", nudged)
     with pytest.raises(TrainingError, match=r"first ratio of an update is off by .* run again"):
         grpo_update(policy, optimizer, frozen, _config(), 0)
+
+
+def test_a_reference_that_is_not_the_base_stops_the_run(world):
+    policy, optimizer, frozen = world
+    other = replace(frozen, ref_policy=make_model(TOKENIZER, seed=8, spread=2.0))
+    with pytest.raises(TrainingError, match="policy and reference differ"):
+        grpo_update(policy, optimizer, other, _config(), 0)
+
+
+def test_answers_of_another_policy_or_temperature_stop_the_run(world, monkeypatch):
+    policy, optimizer, frozen = world
+    honest = grpo.generate
+    monkeypatch.setattr(grpo, "generate", lambda *a, **k: honest(*a, **{**k, "temperature": 0.5}))
+    with pytest.raises(TrainingError, match=r"sampler's log-probabilities are .* nats from the trainer's"):
+        grpo_update(policy, optimizer, frozen, _config(), 1)
+    monkeypatch.setattr(grpo, "generate", lambda *a, **k: honest(frozen.ref_policy, *a[1:], **k))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    with pytest.raises(TrainingError, match="not sampled from the policy that is scored"):
+        grpo_update(policy, optimizer, frozen, _config(batch_size=64), 5)
 
 
 class _Arms:
@@ -285,6 +306,34 @@ def test_scores_are_divided_by_the_reward_models_spread(grpo_run):
         for on in (True, False)
     )
     assert scaled == pytest.approx(2 * raw, abs=1e-5)
+
+
+def test_answers_that_never_end_and_a_reward_model_that_learns_stop_the_run(grpo_run, monkeypatch):
+    honest = grpo.grpo_update
+
+    def careless(policy: GPT, optimizer: Any, frozen: Frozen, *rest: Any) -> Any:
+        with torch.no_grad():
+            frozen.reward_model.head.weight.mul_(1.01)
+        return honest(policy, optimizer, frozen, *rest)
+
+    monkeypatch.setattr(grpo, "grpo_update", careless)
+    with pytest.raises(TrainingError, match="reward model or the reference has changed since the run began"):
+        _run(grpo_run())
+    monkeypatch.setattr(grpo, "grpo_update", honest)
+    monkeypatch.setattr(grpo.monitors, "SILENT", 8)
+    with pytest.raises(TrainingError, match="None of the last 8 answers ended with EOS"):
+        _run(grpo_run("silent", max_new_tokens=1))
+
+
+def test_a_run_does_not_go_on_with_another_reward_model(grpo_run, reward_dir, tmp_path):
+    model, tok, card = load_reward_model(reward_dir)
+    save_model(tmp_path / "judge", model, tok, "reward", card)
+    run_dir = grpo_run(reward_model=str(tmp_path / "judge"), updates=2)
+    _run(run_dir)
+    model.head.weight.data.mul_(2)
+    save_model(tmp_path / "judge", model, tok, "reward", card)
+    with pytest.raises(TrainingError, match="put the model's files back"):
+        _run(run_dir)
 
 
 @pytest.mark.parametrize(
