@@ -281,12 +281,15 @@ def test_ppo_learns_what_a_sequence_is_rewarded_for(world, monkeypatch):
     assert shares[-1] > 0.85
 
 
-def test_kl_coef_adapts_towards_its_target(world):
+def test_kl_coef_adapts_towards_its_target(world, monkeypatch):
     learner, frozen = world
     ppo_update(learner, frozen, _config(kl_target=1.0, kl_horizon=80, learning_rate=1e-2), 0)
     assert learner.kl_coef == pytest.approx(0.05 * (1 - 0.2 * 8 / 80))  # the KL was 0: below target, so cheaper
     cheap = learner.kl_coef
+    honest, told = update_module.adv.next_kl_coef, []
+    monkeypatch.setattr(update_module.adv, "next_kl_coef", lambda c, kl, **k: told.append(kl) or honest(c, kl, **k))
     figures, _, _ = ppo_update(learner, frozen, _config(kl_target=0.01, kl_horizon=80), 1)
+    assert told == [figures["kl_k1"]] != [figures["kl"]]  # it adapts by what rewards are charged
     assert figures["kl_k1"] > 0.012
     assert figures["kl_coef"] == cheap  # what this update's rewards paid
     assert learner.kl_coef == pytest.approx(cheap * (1 + 0.2 * 8 / 80))
