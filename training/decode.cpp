@@ -10,31 +10,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "numbers.h"
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "tiles.h"
 
 namespace {
 
-typedef float v16 __attribute__((vector_size(64)));
-
-const int64_t COLUMNS = 32;  // outputs side by side in a panel of packed weights, as decode.py's pack lays them
-const int64_t ROWS = 12;     // rows of a tile: 24 sums of 16, two vectors of weights and an input fill the registers
-
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-
-inline v16 vector(const float* from) {
-    v16 value;
-    std::memcpy(&value, from, 64);
-    return value;
-}
-inline v16 vector(const bf16* from) {
-    u16x16 bits;
-    std::memcpy(&bits, from, 32);
-    return (v16)(__builtin_convertvector(bits, u32x16) << 16);
-}
 inline float total_of(v16 v) {
     typedef float v8 __attribute__((vector_size(32)));
     typedef float v4 __attribute__((vector_size(16)));
@@ -42,40 +21,6 @@ inline float total_of(v16 v) {
                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
     const v4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
     return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-// sums[p][r] = row r's 32 products with panel p: x (R, depth) times panels (P, depth, COLUMNS).
-template <int R, int P>
-inline void products(const float* panels, const float* x, int64_t depth, v16 (&sums)[P][R][2]) {
-    for (int64_t k = 0; k < depth; k++)
-        for (int p = 0; p < P; p++) {
-            const float* w = panels + (p * depth + k) * COLUMNS;
-            const v16 left = vector(w), right = vector(w + 16);
-            for (int r = 0; r < R; r++) {
-                const float input = x[r * depth + k];
-                sums[p][r][0] += left * input;
-                sums[p][r][1] += right * input;
-            }
-        }
-}
-
-// The same in bf16, where panels (P, depth / 2, COLUMNS, 2) hold the weights of two inputs side by side.
-template <int R, int P>
-inline void products(const bf16* panels, const bf16* x, int64_t depth, v16 (&sums)[P][R][2]) {
-#ifdef __AVX512BF16__
-    for (int64_t k = 0; k < depth; k += 2)
-        for (int p = 0; p < P; p++) {
-            const bf16* w = panels + (p * depth + k) * COLUMNS;
-            const __m512bh left = (__m512bh)_mm512_loadu_si512(w), right = (__m512bh)_mm512_loadu_si512(w + COLUMNS);
-            for (int r = 0; r < R; r++) {
-                int32_t pair;
-                std::memcpy(&pair, x + r * depth + k, 4);
-                const __m512bh input = (__m512bh)_mm512_set1_epi32(pair);
-                sums[p][r][0] = (v16)_mm512_dpbf16_ps((__m512)sums[p][r][0], input, left);
-                sums[p][r][1] = (v16)_mm512_dpbf16_ps((__m512)sums[p][r][1], input, right);
-            }
-        }
-#endif
 }
 
 // y (rows, outputs) = x (rows, depth) W^T + bias; `outputs` is whole panels, bias may be null.
@@ -106,9 +51,9 @@ template <int R, int P, class T, class Then>
 void tile(const Linear<T>& linear, const T* x, int64_t row, int64_t rows, int64_t panel, const Then& then) {
     if constexpr (R > 1)
         if (rows < R) return tile<R - 1, P>(linear, x, row, rows, panel, then);
-    v16 sums[P][R][2] = {};
-    const int64_t depth = linear.depth;
-    products<R, P>(linear.panels + panel * COLUMNS * depth, x + row * depth, depth, sums);
+    v16 sums[P][R][2];
+    const int64_t depth = linear.depth, apart = depth * COLUMNS;
+    products<R, P>(linear.panels + panel * apart, apart, x + row * depth, depth, depth, sums);
     for (int p = 0; p < P; p++)
         for (int r = 0; r < R; r++) {
             const int64_t column = (panel + p) * COLUMNS, at = (row + r) * linear.outputs + column;
@@ -311,9 +256,9 @@ void choose(const float* logits, int64_t stride, int64_t words, const double* un
 
 extern "C" {
 #ifdef __AVX512BF16__
-extern const bool decodes_bf16 = true;
+extern const bool has_bf16 = true;
 #else
-extern const bool decodes_bf16 = false;
+extern const bool has_bf16 = false;
 #endif
 void decode_fp32(const Network<float>* net, const Layer<float>* layers, const int64_t* tokens, const int64_t* at,
                  float* logits, int64_t n, int64_t threads) {

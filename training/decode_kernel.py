@@ -40,7 +40,7 @@ class DecodeKernel:
             return False
         head = model.config.n_embd // model.config.n_head
         whole = model.config.n_embd % PANEL == 0 and head % 16 == 0 and head <= 256
-        return whole and (dtype == torch.float32 or kernels.decodes_bf16())
+        return whole and (dtype == torch.float32 or kernels.has_bf16())
 
     @torch.inference_mode()
     def __init__(self, model: GPT, cache: Cache, dtype: torch.dtype) -> None:

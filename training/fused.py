@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from training import kernels
 
-LONGEST = 1024  # tokens for which (B, H, T, T) attention weights are kept
 _LOGITS = 2**26  # most logits that are held at once
 
 
@@ -92,8 +91,8 @@ def attention(x: Tensor, c_attn: nn.Linear, heads: int, documents: Tensor | None
     c_attn gives queries, keys and values side by side; documents (B, T) keep tokens of other numbers out.
     """
     batch, time, width = x.shape
-    if kernels.usable(x) and product_dtype(x) == torch.bfloat16 and time <= LONGEST:
-        return _Attention.apply(x.to(torch.bfloat16), c_attn.weight, c_attn.bias, heads, documents, dropout)
+    if kernels.usable(x) and product_dtype(x) == torch.bfloat16 and kernels.has_bf16() and not dropout:
+        return _Attention.apply(x.to(torch.bfloat16), c_attn.weight, c_attn.bias, heads, documents)
     q, k, v = c_attn(x).view(batch, time, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
     seen = None if documents is None else (documents[:, None, :] == documents[:, :, None]).tril()[:, None]
     return causal_attention(q, k, v, dropout, seen).transpose(1, 2).reshape(batch, time, width)
@@ -120,56 +119,31 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, seen: Tens
 
 class _Attention(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, heads: int, documents: Tensor | None, dropout: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, heads: int, documents: Tensor | None) -> Tensor:
         batch, time, width = x.shape
-        ctx.sizes = sizes = (batch, time, heads, width // heads)
         x, w, b = x.reshape(-1, width), weight.to(x.dtype), bias.to(x.dtype)
-        projected = x.new_empty(3, len(x), width)
-        for part, w_part, b_part in zip(projected, w.chunk(3), b.chunk(3), strict=True):
+        qkv = x.new_empty(3, len(x), width)
+        for part, w_part, b_part in zip(qkv, w.chunk(3), b.chunk(3), strict=True):
             torch.addmm(b_part, x, w_part.t(), out=part)  # three products are up to twice as fast as one of 3 width
-        q, k, v = _split(projected, 1, (3 * batch, *sizes[1:])).view(3, batch * heads, time, width // heads)
-        weights = torch.bmm(q, k.transpose(1, 2))  # (B H, T, T)
+        y, mass = x.new_empty(batch, time, width), x.new_empty(batch, heads, time, dtype=torch.float32)
         documents = None if documents is None else documents.contiguous()
-        kernels.run("softmax", x.dtype, weights, documents, batch * heads, time, heads, sizes[3] ** -0.5)
-        kept = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
-        ctx.save_for_backward(x, w, q, k, v, weights, kept)
-        return _join(torch.bmm(weights if kept is None else weights * kept, v), 1, sizes)
+        ctx.sizes = (batch, time, heads, width // heads)
+        kernels.run("attention", x.dtype, *qkv, width, documents, y, mass, *ctx.sizes)
+        ctx.save_for_backward(x, w, qkv, documents, y, mass)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, q, k, v, weights, kept = ctx.saved_tensors
-        batch, time, heads, width = ctx.sizes
-        (dy,) = _split(dy.contiguous(), 1, ctx.sizes)
-        dqkv = dy.new_empty(3, batch * heads, time, width)
-        torch.bmm((weights if kept is None else weights * kept).transpose(1, 2), dy, out=dqkv[2])
-        ds = torch.bmm(dy, v.transpose(1, 2))
-        if kept is not None:
-            ds *= kept
-        kernels.run("softmax_backward", dy.dtype, weights, ds, batch * heads, time, width**-0.5)
-        torch.bmm(ds, k, out=dqkv[0])
-        torch.bmm(ds.transpose(1, 2), q, out=dqkv[1])
-        dprojected = _join(dqkv, 3, ctx.sizes).view(len(x), -1)
-        dx = (dprojected @ w).view(batch, time, -1)
-        return dx, (dprojected.t() @ x).float(), dprojected.sum(0).float(), None, None, None
-
-
-def _split(tokens: Tensor, parts: int, sizes: tuple[int, int, int, int]) -> Tensor:
-    """(B, T, parts H D) -> (parts, B H, T, D)."""
-    batch, time, heads, width = sizes
-    maps = tokens.new_empty(parts, batch * heads, time, width)
-    kernels.run("split_heads", tokens.dtype, tokens, maps, batch, time, parts, heads, width, False)
-    return maps
-
-
-def _join(maps: Tensor, parts: int, sizes: tuple[int, int, int, int]) -> Tensor:
-    """The inverse of _split."""
-    batch, time, heads, width = sizes
-    tokens = maps.new_empty(batch, time, parts * heads * width)
-    kernels.run("split_heads", maps.dtype, tokens, maps, batch, time, parts, heads, width, True)
-    return tokens
+        x, w, qkv, documents, y, mass = ctx.saved_tensors
+        width, dy = x.shape[1], dy.contiguous()
+        dqkv = x.new_empty(len(x), 3 * width)
+        slopes = (part.data_ptr() for part in dqkv.chunk(3, 1))
+        kernels.run(
+            "attention_backward", x.dtype, *qkv, width, documents, y, mass, dy, *slopes, 3 * width, *ctx.sizes
+        )  # fmt: skip
+        dx = (dqkv @ w).view(y.shape)
+        return dx, (dqkv.t() @ x).float(), dqkv.sum(0).float(), None, None
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

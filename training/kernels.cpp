@@ -9,7 +9,6 @@
 namespace {
 
 const int64_t PARTS = 16;  // of the rows, where sums run over rows
-const int64_t LANES = 16;  // numbers in a vector of 512 bits
 
 // numbers.h's GELU, and its slope, which may be null.
 template <class T>
@@ -107,79 +106,6 @@ void add_norm_backward(const T* dy, const float* dsum, const float* sum, const f
     }
 }
 
-// In place: scores (n, T, T) of n = rows x heads maps become softmax(factor scores) where a token may look: at itself and
-// before, and with documents (rows, T) only at its own number; 0 elsewhere.
-template <class T>
-void softmax(T* scores, const int64_t* documents, int64_t n, int64_t time, int64_t heads, float factor) {
-#pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t map = 0; map < n; map++)
-        for (int64_t t = 0; t < time; t++) {
-            T* s = scores + (map * time + t) * time;
-            const int64_t* number = documents ? documents + map / heads * time : nullptr;
-            float e[4096 + LANES];
-            float highest = -INFINITY, total = 0;
-            if (number) {
-#pragma omp simd
-                for (int64_t j = 0; j <= t; j++) e[j] = number[j] == number[t] ? load(s[j]) * factor : -INFINITY;
-            } else {
-#pragma omp simd
-                for (int64_t j = 0; j <= t; j++) e[j] = load(s[j]) * factor;
-            }
-            const int64_t whole = (t + LANES) & -LANES;  // loops over whole vectors have no slow ends
-            for (int64_t j = t + 1; j < whole; j++) e[j] = -INFINITY;
-#pragma omp simd reduction(max : highest)
-            for (int64_t j = 0; j < whole; j++) highest = e[j] > highest ? e[j] : highest;
-#pragma omp simd reduction(+ : total)
-            for (int64_t j = 0; j < whole; j++) {
-                e[j] = e[j] == -INFINITY ? 0.0f : exponential(e[j] - highest);
-                total += e[j];
-            }
-            const float share = 1.0f / total;
-            if (whole <= time) {
-#pragma omp simd
-                for (int64_t j = 0; j < whole; j++) store(s[j], e[j] * share);
-            } else {
-                for (int64_t j = 0; j < time; j++) store(s[j], e[j] * share);
-            }
-            if (whole < time) std::memset(static_cast<void*>(s + whole), 0, sizeof(T) * (time - whole));
-        }
-}
-
-// In place: d(weights) (n, T, T) becomes d(scores). Weights are 0 where a token does not look, and so is the result.
-template <class T>
-void softmax_backward(const T* weights, T* gradient, int64_t n, int64_t time, float factor) {
-#pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t map = 0; map < n; map++)
-        for (int64_t t = 0; t < time; t++) {
-            const T* w = weights + (map * time + t) * time;
-            T* g = gradient + (map * time + t) * time;
-            float along = 0;
-            const int64_t whole = (t + LANES) & -LANES, seen = whole <= time ? whole : 0;
-#pragma omp simd reduction(+ : along)
-            for (int64_t j = 0; j < (seen & -LANES); j++) along += load(w[j]) * load(g[j]);
-            for (int64_t j = seen; j <= t; j++) along += load(w[j]) * load(g[j]);
-#pragma omp simd
-            for (int64_t j = 0; j < (seen & -LANES); j++) store(g[j], load(w[j]) * (load(g[j]) - along) * factor);
-            for (int64_t j = seen; j <= t; j++) store(g[j], load(w[j]) * (load(g[j]) - along) * factor);
-            const int64_t done = std::max(seen, t + 1);
-            std::memset(static_cast<void*>(g + done), 0, sizeof(T) * (time - done));
-        }
-}
-
-// Copies (rows, time, parts, heads, width) to (parts, rows, heads, time, width), or back.
-template <class T>
-void split_heads(T* tokens, T* maps, int64_t rows, int64_t time, int64_t parts, int64_t heads, int64_t width, bool back) {
-#pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t t = 0; t < time; t++)
-            for (int64_t p = 0; p < parts; p++)
-                for (int64_t h = 0; h < heads; h++) {
-                    T* one = tokens + (((r * time + t) * parts + p) * heads + h) * width;
-                    T* other = maps + (((p * rows + r) * heads + h) * time + t) * width;
-                    std::memcpy(static_cast<void*>(back ? one : other), back ? other : one, sizeof(T) * width);
-                }
-}
-
 // loss[r] = log sum exp(logits[r]) - logits[r, target]; with `learn`, logits become d loss / d logits in place. Rows lie
 // `stride` apart, and what is past `width` becomes 0.
 template <class T>
@@ -227,17 +153,6 @@ void cross_entropy(T* logits, const int64_t* targets, float* loss, int64_t rows,
                                              const float* scale, const float* weight, float* dx, T* ddelta,           \
                                              float* parts, int64_t rows, int64_t width) {                             \
         add_norm_backward(dy, dsum, sum, mean, scale, weight, dx, ddelta, parts, rows, width);                        \
-    }                                                                                                                 \
-    extern "C" void softmax_##name(T* scores, const int64_t* documents, int64_t n, int64_t time, int64_t heads,       \
-                                   float factor) {                                                                    \
-        softmax(scores, documents, n, time, heads, factor);                                                           \
-    }                                                                                                                 \
-    extern "C" void softmax_backward_##name(const T* weights, T* gradient, int64_t n, int64_t time, float factor) {   \
-        softmax_backward(weights, gradient, n, time, factor);                                                         \
-    }                                                                                                                 \
-    extern "C" void split_heads_##name(T* tokens, T* maps, int64_t rows, int64_t time, int64_t parts, int64_t heads,  \
-                                       int64_t width, bool back) {                                                    \
-        split_heads(tokens, maps, rows, time, parts, heads, width, back);                                             \
     }                                                                                                                 \
     extern "C" void cross_entropy_##name(T* logits, const int64_t* targets, float* loss, int64_t rows, int64_t width, \
                                          int64_t stride, bool learn) {                                                \

@@ -1,4 +1,4 @@
-"""The C++ parts of the engine (kernels.cpp, decode.cpp), compiled by the machine's compiler in a few seconds, once.
+"""The C++ parts of the engine (*.cpp), compiled by the machine's compiler in a few seconds, once.
 
 Half of a small model's step went into GELU, softmax, LayerNorm, cross entropy and the casts between them. In one pass
 each they cost a tenth; and a step of decoding is one call instead of eighty. Without a compiler everything works as
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from training.config import TrainingError
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "decode.cpp")]
-HEADER = Path(__file__).with_name("numbers.h")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "decode.cpp")]
+HEADERS = [Path(__file__).with_name(name) for name in ("numbers.h", "tiles.h")]
 FLAGS = (
     "-O3",
     "-march=native",
@@ -59,10 +59,10 @@ def usable(*tensors: Tensor) -> bool:
     return _loaded is not None and all(t.device.type == "cpu" and t.dtype in _NAMES for t in tensors)
 
 
-def decodes_bf16() -> bool:
-    """Whether decode.cpp was compiled for a processor that multiplies bf16."""
+def has_bf16() -> bool:
+    """Whether the kernels were compiled for a processor whose vectors multiply bf16."""
     assert _loaded is not None
-    return bool(ctypes.c_bool.in_dll(_loaded, "decodes_bf16"))
+    return bool(ctypes.c_bool.in_dll(_loaded, "has_bf16"))
 
 
 def run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -87,7 +87,7 @@ def _library() -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
     if compiler is None:
         raise FileNotFoundError("no g++ and no clang++")
-    texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER)]
+    texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *HEADERS)]
     key = hashlib.sha256("\0".join((*texts, compiler, *FLAGS, _processor())).encode())
     cached = _cache() / f"kernels-{key.hexdigest()[:16]}.so"
     if not cached.exists():

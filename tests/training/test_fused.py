@@ -77,24 +77,41 @@ def test_add_norm_is_a_sum_and_its_layer_norm(alone: bool, bf16: bool, limit: fl
     same(both(fused.add_norm), both(plain), limit)
 
 
-@pytest.mark.parametrize("documents", [None, torch.tensor([[0] * 20 + [1] * 13, [4] * 33])])
-def test_attention_is_sdpa(documents: Tensor | None) -> None:
-    c_attn = nn.Linear(64, 192)
-    c_attn.weight.data, c_attn.bias.data = draw(192, 64, seed=2) / 4, draw(192, seed=3)
+def parts(*lengths: int) -> list[int]:
+    """A row of documents of these lengths; every third one goes on with the first one's number."""
+    return [number % 3 for number, length in enumerate(lengths) for _ in range(length)]
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "documents"),
+    [
+        (4, 16, [[], []]),
+        (4, 16, [parts(20, 13), parts(33)]),
+        (1, 40, [parts(70, 1, 30, 100, 99)]),
+        (2, 32, [[], [], []]),
+        (1, 64, [parts(96), parts(31, 1, 32, 32)]),
+        (3, 32, [parts(*[5] * 20)]),
+    ],
+)
+def test_attention_is_sdpa(heads: int, width: int, documents: list[list[int]]) -> None:
+    rows, time, wide = len(documents), len(documents[0]) or 45, heads * width
+    numbers = torch.tensor(documents) if documents[0] else None
+    c_attn = nn.Linear(wide, 3 * wide)
+    c_attn.weight.data, c_attn.bias.data = draw(3 * wide, wide, seed=2) * 2 / wide**0.5, draw(3 * wide, seed=3)
 
     def exact(x: Tensor) -> Tensor:
-        q, k, v = c_attn(x).view(2, 33, 3, 4, 16).permute(2, 0, 3, 1, 4)
-        seen = torch.ones(33, 33, dtype=torch.bool).tril()
-        seen = seen if documents is None else seen & (documents[:, None, :] == documents[:, :, None])[:, None]
-        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).reshape(2, 33, 64)
+        q, k, v = c_attn(x).view(rows, time, 3, heads, width).permute(2, 0, 3, 1, 4)
+        seen = torch.ones(time, time, dtype=torch.bool).tril()
+        seen = seen if numbers is None else seen & (numbers[:, None, :] == numbers[:, :, None])[:, None]
+        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).reshape(rows, time, wide)
 
     def with_weights(function: Callable[[Tensor], Tensor], bf16: bool = False) -> list[Tensor]:
         c_attn.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return [*gradients(function, draw(2, 33, 64)), c_attn.weight.grad, c_attn.bias.grad]
+            return [*gradients(function, draw(rows, time, wide)), c_attn.weight.grad, c_attn.bias.grad]
 
     def ours(x: Tensor) -> Tensor:
-        return fused.attention(x, c_attn, 4, documents, 0.0)
+        return fused.attention(x, c_attn, heads, numbers, 0.0)
 
     same(with_weights(ours), with_weights(exact), FP32)
     same(with_weights(ours, bf16=True), with_weights(exact), BF16)
