@@ -32,7 +32,9 @@ class _Gelu(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        slope = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        # Also where nobody learns: without it the kernel divides where it would multiply, and the last bit differs.
+        # PPO asks of the same weights without a gradient and then with one, and the ratio has to be 1.
+        slope = torch.empty_like(x)
         kernels.run("gelu", x.dtype, x, y, slope, x.numel())
         ctx.save_for_backward(slope)
         return y

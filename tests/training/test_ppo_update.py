@@ -223,13 +223,14 @@ def test_what_is_random_depends_on_seed_and_update_alone(world, monkeypatch):
 
     def drawn(seed: int, update: int) -> list[Any]:
         """Seeds of the answers, order of the minibatches in two passes, demonstrations of two minibatches."""
-        config = _config(seed=seed, ptx_coef=1.0, demonstrations="d")
+        config = _config(seed=seed, ptx_coef=3.0, demonstrations="d")
         requests = update_module._sample_answers(learner.policy, frozen, config, update)
         parts = [torch.cat(update_module._parts(config, update, epoch)).tolist() for epoch in (0, 1)]
         assert [sorted(order) for order in parts] == [list(range(8))] * 2
         shown.clear()
         for place in (0, 1):
-            update_module._demonstration_term(learner.policy, frozen, config, (update, place), 8)
+            term = update_module._demonstration_term(learner.policy, frozen, config, (update, place), 8)
+            assert term.item() == 3.0  # a loss of 1, weighed
         return [[request.seed for request in requests], *parts, *shown]
 
     one = drawn(1, 0)

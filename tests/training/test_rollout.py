@@ -59,6 +59,27 @@ def test_log_probabilities_and_their_gradients_are_those_of_the_softmax(temperat
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("compute", [FP32, BF16])
+def test_weights_say_the_same_bits_with_and_without_a_gradient(setting, compute):
+    """Old log-probabilities are read without one and new ones with it: the first ratio is 1, not almost 1."""
+    torch.manual_seed(0)
+    policy = GPT(ModelConfig(vocab_size=512, n_positions=64, n_embd=128, n_layer=4, n_head=4)).eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
+    tokens, mask = torch.randint(512, (16, 64)), torch.ones(16, 63)
+    episodes = Episodes(tokens, mask, torch.full((16,), 64), torch.ones(16, dtype=torch.bool))
+    value_model = RewardModel(policy)
+    read = []
+    for learns in (False, True):
+        with torch.set_grad_enabled(learns):
+            logprobs, _ = rollout.completion_logprobs(policy, episodes, 0.7, compute)
+            read.append((logprobs, rollout.completion_values(value_model, episodes, compute)))
+        assert logprobs.requires_grad == learns
+    for old, new in zip(*read, strict=True):
+        assert torch.equal(old, new)
+
+
 def test_in_bf16_gradients_point_where_the_exact_ones_do():
     model, episodes = make_model(TOKENIZER, spread=2.0), _episodes()
     gradients = []
