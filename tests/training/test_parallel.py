@@ -137,7 +137,8 @@ def test_sigterm_saves_on_two_ranks_and_exits_0(make_run: MakeRun, tokenizer_dir
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     last = rows_of(run_dir / "metrics.jsonl")[-1]["step"]
-    assert (process.returncode, out) == (0, f"stopped at step {last}; run again to continue\n"), err
+    assert process.returncode == 0, err
+    assert out.endswith(f"stopped at step {last}; run again to continue\n"), out  # older torches let gloo greet first
     assert (run_dir / "checkpoints" / f"step-{last:08d}" / "manifest.json").exists()
     assert not ranks_of(run_dir)
 
