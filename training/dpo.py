@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import checkpoint, comparisons, data, device, monitors, optim, parallel
+from training import checkpoint, comparisons, data, device, memory, monitors, optim, parallel
 from training.chat import render_prompt
 from training.checkpoints import Checkpoints
 from training.config import TrainingError
@@ -193,13 +193,19 @@ def _train(
         losses = state["losses"]
         optim.load_state_tensors(policy, optimizer, tensors)
     report.rewind(done if done else -1)
+
+    def on_fewer(rows: int) -> object:
+        longest = sorted(train, key=lambda known: known.ranking.longest)[-rows:]
+        return _step(config, policy, optimizer, longest, tokenizer, compute)
+
     for step in range(done + 1, steps + 1):
         epoch, place = divmod(step - 1, per_epoch)
         order = data.epoch_order(len(train), config.seed, epoch)
         batch = [train[i] for i in order[place * config.batch_size : (place + 1) * config.batch_size]]
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
-        figures = _step(config, policy, optimizer, batch, tokenizer, compute, logprobs_of)
+        with memory.explained(len(batch), on_fewer, "set batch_size to {fits}"):
+            figures = _step(config, policy, optimizer, batch, tokenizer, compute, logprobs_of)
         optim.require_finite(figures["loss"], step, config.learning_rate, figures["grad_norm"])
         losses.append(figures["loss"])
         look = step % val_every == 0 or step == steps

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from training import advantages as adv
-from training import checkpoint, data, device, monitors, optim
+from training import checkpoint, data, device, memory, monitors, optim
 from training.checkpoints import Checkpoints
 from training.config_baselines import GRPOConfig
 from training.device import Compute
@@ -77,9 +77,16 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
         optim.load_state_tensors(policy, optimizer, tensors)
     report.rewind(done)
     over_budget = bool(history) and 0 < config.kl_budget < history[-1]["kl"]
+    unit = math.lcm(config.group_size, config.minibatches)
+
+    def on_fewer(rows: int) -> object:
+        longest = replace(frozen, prompts=sorted(frozen.prompts, key=len)[-rows:])
+        return grpo_update(policy, optimizer, longest, replace(config, batch_size=rows, epochs=1), done)
+
     while done < config.updates and not over_budget:
         begun = time.monotonic()
-        figures, requests, judged = grpo_update(policy, optimizer, frozen, config, done)
+        with memory.explained(config.batch_size, on_fewer, "set batch_size to {fits}", unit):
+            figures, requests, judged = grpo_update(policy, optimizer, frozen, config, done)
         done += 1
         history.append({name: figures[name] for name in KEPT})
         monitors.frozen(checksum, monitors.checksum(frozen.ref_policy, frozen.reward_model))

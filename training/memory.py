@@ -18,11 +18,11 @@ def full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def explained(rows: int, attempt: Callable[[int], object], advice: str) -> Iterator[None]:
+def explained(rows: int, attempt: Callable[[int], object], advice: str, unit: int = 1) -> Iterator[None]:
     """Around a step on `rows` rows: where it finds no memory, steps on half as many are tried until one fits.
 
-    attempt(n) takes a whole step on n rows. It may change weights: nothing of the run is saved after. advice: the next
-    step, with {fits} and {parts} (ceil(rows / fits)) to be filled in.
+    attempt(n) takes a whole step on n rows, a multiple of `unit`. It may change weights: nothing of the run is saved
+    after. advice: the next step, with {fits} and {parts} (ceil(rows / fits)) to be filled in.
     """
     try:
         yield
@@ -30,17 +30,18 @@ def explained(rows: int, attempt: Callable[[int], object], advice: str) -> Itera
         if not full(error) or parallel.size() > 1:  # the other ranks would wait for a step that this one does not take
             raise
         traceback.clear_frames(error.__traceback__)  # the step's tensors live in them
-        fits = _largest(rows, attempt)
+        fits = _largest(rows, attempt, unit)
         if not fits:
+            few = "1 row fits" if unit == 1 else f"{unit} rows fit"
             raise TrainingError(
-                f"A batch of {rows} rows found no memory, and not even 1 row fits: take a smaller model or context."
+                f"A batch of {rows} rows found no memory, and not even {few}: take a smaller model or context."
             ) from None
         told = advice.format(fits=fits, parts=-(-rows // fits))
         raise TrainingError(f"A batch of {rows} rows found no memory; {fits} rows at once fit: {told}.") from None
 
 
-def _largest(rows: int, attempt: Callable[[int], object]) -> int:
-    while rows := rows // 2:
+def _largest(rows: int, attempt: Callable[[int], object], unit: int) -> int:
+    while rows := rows // unit // 2 * unit:
         try:
             attempt(rows)
         except (MemoryError, RuntimeError) as error:

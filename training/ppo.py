@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training import checkpoint, data, device, monitors, optim
+from training import checkpoint, data, device, memory, monitors, optim
 from training.chat import render_example, render_prompt
 from training.checkpoints import Checkpoints
 from training.config import PPOConfig, TrainingError
@@ -42,10 +43,17 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
     done, history = _resume(checkpoints, learner, path, checksum)
     report.rewind(done)
     over_budget = bool(history) and 0 < config.kl_budget < history[-1]["kl"]
+
+    def on_fewer(rows: int) -> object:
+        fewer = replace(config, batch_size=rows, epochs=1)
+        longest = replace(frozen, prompts=sorted(frozen.prompts, key=len)[-rows:])
+        return ppo_update(learner, longest, fewer, max(1, done, config.value_warmup))  # one in which the policy learns
+
     while done < config.updates and not over_budget and not path.past_peak():
         begun = time.monotonic()
         watch = partial(path.pass_by, report, learner.policy, done)
-        figures, requests, judged = ppo_update(learner, frozen, config, done, watch)
+        with memory.explained(config.batch_size, on_fewer, "set batch_size to {fits}", config.minibatches):
+            figures, requests, judged = ppo_update(learner, frozen, config, done, watch)
         done += 1
         history.append({name: figures[name] for name in KEPT if name in figures})
         monitors.frozen(checksum, monitors.checksum(frozen.ref_policy, frozen.reward_model, path.judge))

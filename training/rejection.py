@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from training import checkpoint, data, device, optim
+from training import checkpoint, data, device, memory, optim
 from training.checkpoints import Checkpoints
 from training.config import TrainingError
 from training.config_baselines import RejectionConfig
@@ -102,21 +102,23 @@ def _learn(
     if saved:
         done, losses = saved[0], saved[2]["losses"]
         optim.load_state_tensors(policy, optimizer, saved[1])
+
+    def on_fewer(rows: int) -> object:
+        longest = sorted(examples, key=lambda example: len(example[0]))[-rows:]
+        return _step(config, policy, optimizer, longest, tokenizer, compute)
+
     for step in range(done + 1, steps + 1):
         epoch, place = divmod(step - 1, per_epoch)
         order = data.epoch_order(len(examples), config.seed, epoch)
         batch = [examples[i] for i in order[place * config.batch_size : (place + 1) * config.batch_size]]
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
-        loss = demonstration_loss(policy, batch, tokenizer.pad_id, compute)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = float(optim.clip(policy, config.grad_clip))
-        optimizer.step()
-        optim.require_finite(loss.item(), step, config.learning_rate, grad_norm)
-        losses.append(loss.item())
+        with memory.explained(len(batch), on_fewer, "set batch_size to {fits}"):
+            loss, grad_norm = _step(config, policy, optimizer, batch, tokenizer, compute)
+        optim.require_finite(loss, step, config.learning_rate, grad_norm)
+        losses.append(loss)
         if step % config.log_every == 0 or step in (1, steps):
-            figures = {"loss": loss.item(), "grad_norm": grad_norm, "lr": rate}
+            figures = {"loss": loss, "grad_norm": grad_norm, "lr": rate}
             report(before + step, {"steps": before + steps, **figures})
         if step == steps:
             _sample(report, before + step, writer, examples)
@@ -126,6 +128,23 @@ def _learn(
         if stopping:
             raise Stopped(before + step)
     return statistics.fmean(losses[-max(1, steps // 10) :])
+
+
+def _step(
+    config: RejectionConfig,
+    policy: GPT,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[Demonstration],
+    tokenizer: Tokenizer,
+    compute: Compute,
+) -> tuple[float, float]:
+    """Mean loss per answer token and the gradient's norm."""
+    loss = demonstration_loss(policy, batch, tokenizer.pad_id, compute)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = float(optim.clip(policy, config.grad_clip))
+    optimizer.step()
+    return loss.item(), grad_norm
 
 
 def _sample(report: Report, step: int, writer: Writer, examples: Sequence[Demonstration]) -> None:

@@ -17,9 +17,9 @@ import torch
 from training import kernels
 from training import vocabulary as tokenizers
 from training.chat import render_prompt
-from training.checkpoint import save_model
+from training.checkpoint import load_model, save_model
 from training.config import ModelConfig
-from training.model import GPT
+from training.model import GPT, RewardModel
 from training.vocabulary import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +78,31 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, tok: Tokenizer) -> P
     path = tmp_path_factory.mktemp("tokenizer")
     tok.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def reward_dir(tmp_path_factory: pytest.TempPathFactory, base_dir: Path) -> Path:
+    """A reward model with random weights, as a directory."""
+    path = tmp_path_factory.mktemp("reward") / "model"
+    trunk, tok, _ = load_model(base_dir)
+    torch.manual_seed(5)
+    save_model(path, RewardModel(trunk), tok, "reward", {"stage": "reward", "reward_std": 0.5})
+    return path
+
+
+@pytest.fixture(scope="session")
+def build(
+    tmp_path_factory: pytest.TempPathFactory, base_dir: Path, tokenizer_dir: Path, reward_dir: Path, text: str
+) -> Callable[..., Path]:
+    """build(stage, "calm", batch_size=8) -> a run directory of stages.py with everything the stage needs."""
+    from tests.training import stages
+
+    models = {"base": base_dir, "tokenizer": tokenizer_dir, "reward_model": reward_dir}
+
+    def made(stage: str, name: str = "run", **changes: Any) -> Path:
+        return stages.fill(tmp_path_factory.mktemp(f"{stage}-{name}"), stage, models, text, **changes)
+
+    return made
 
 
 @pytest.fixture

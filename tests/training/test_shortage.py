@@ -75,6 +75,10 @@ def test_where_not_one_row_fits_the_sentence_says_so() -> None:
     with pytest.raises(TrainingError, match="not even 1 row fits"), memory.explained(9, attempt, ""):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
     assert tried == [4, 2, 1]
+    tried.clear()
+    with pytest.raises(TrainingError, match="not even 6 rows fit"), memory.explained(36, attempt, "", unit=6):
+        raise MemoryError
+    assert tried == [18, 6], "a batch has whole groups and equal minibatches"
     with pytest.raises(RuntimeError, match="shapes"), memory.explained(9, attempt, ""):
         raise RuntimeError("shapes differ")
 
