@@ -46,7 +46,8 @@ def run(config: BestOfNConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     _show(report, pool.parts + 1, [text for text, _ in prompts], answers, config.n)
     report.fence()
     texts = [text for text, _ in prompts]
-    data.write_rows(run_dir / "completions.jsonl", _completions(texts, answers, steps))
+    if report.writes:
+        data.write_rows(run_dir / "completions.jsonl", _completions(texts, answers, steps))
     counts = {"prompts": len(prompts), "skipped_too_long": skipped, "answers": len(answers) * pool.n}
     return {**counts, **table[-1], "by_n": table, "seconds": round(time.monotonic() - started, 2)}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.config_baselines import BestOfNConfig, DPOConfig, GRPOConfig, RejectionConfig
-from training.fields import Common, ConfigError, Optimised, setting
+from training.fields import Common, ConfigError, Optimised, require_rows, setting
 from training.fields import TrainingError as TrainingError
 
 
@@ -223,6 +223,7 @@ class PPOConfig(Optimised):
                 f"batch_size is {self.batch_size} and minibatches is {self.minibatches}: "
                 "choose a number of minibatches that divides the batch."
             )
+        require_rows(self.batch_size // self.minibatches, self.devices)
         if self.updates <= self.value_warmup:
             raise ConfigError(
                 f"updates is {self.updates} and value_warmup is {self.value_warmup}: the policy would not move; "

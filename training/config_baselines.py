@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from training.fields import Common, ConfigError, Optimised, setting
+from training.fields import Common, ConfigError, Optimised, require_rows, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class GRPOConfig(Optimised):
                 raise ConfigError(
                     f"batch_size is {self.batch_size} and {name} is {parts}: choose a {name} that divides the batch."
                 )
+        require_rows(self.batch_size // self.minibatches, self.devices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ class BestOfNConfig(Common):
     temperature: float = setting(1.0, "Sampling temperature.", low=1e-3, high=10.0)
     max_new_tokens: int = setting(48, "Longest answer in tokens.", low=1)
     write_batch: int = setting(64, "Answers sampled at once.", low=1, advanced=True)
+    devices: int = setting(1, "Processes that share each step's rows, one per GPU.", low=1, high=1024, advanced=True)
 
     def __post_init__(self) -> None:
         if 0 < self.pool <= self.n:

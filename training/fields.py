@@ -20,6 +20,14 @@ def setting(default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def require_rows(rows: int, devices: int) -> None:
+    """Refuse minibatches in which a process would have nothing to learn from."""
+    if rows < devices:
+        raise ConfigError(
+            f"A minibatch has {rows} answers and devices is {devices}: set fewer minibatches or fewer devices."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common:
     seed: int = setting(1, "Seed of everything random in this run.", low=0, high=2**31 - 1)

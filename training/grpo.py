@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from training import advantages as adv
-from training import checkpoint, data, device, memory, monitors, optim
+from training import checkpoint, data, device, memory, monitors, optim, parallel
 from training.checkpoints import Checkpoints
 from training.config_baselines import GRPOConfig
 from training.device import Compute
-from training.engine import Request, generate
+from training.engine import Request
 from training.model import GPT, RewardModel
+from training.parallel import Together
 from training.ppo import read_prompts
 from training.report import Report, Stopped
-from training.rollout import Episodes, completion_logprobs, generator, padded, prompts_of_update, scores
+from training.rollout import Episodes, completion_logprobs, generator, padded, prompts_of_update, scores, write_answers
 from training.vocabulary import Tokenizer
 
 SAMPLES = 4  # answers stored at a time
@@ -64,6 +65,7 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     """A policy, a reward model and prompts in, the updated policy out."""
     started = time.monotonic()
     policy, frozen = _load(config, run_dir)
+    logprobs_of = Together(policy, completion_logprobs)
     optimizer = optim.adamw(policy, config.learning_rate, config.weight_decay, config.beta2)
     for group in optimizer.param_groups:
         group["eps"] = ADAM_EPS
@@ -86,7 +88,7 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     while done < config.updates and not over_budget:
         begun = time.monotonic()
         with memory.explained(config.batch_size, on_fewer, "set batch_size to {fits}", unit):
-            figures, requests, judged = grpo_update(policy, optimizer, frozen, config, done)
+            figures, requests, judged = grpo_update(policy, optimizer, frozen, config, done, logprobs_of)
         done += 1
         history.append({name: figures[name] for name in KEPT})
         monitors.frozen(checksum, monitors.checksum(frozen.ref_policy, frozen.reward_model))
@@ -98,7 +100,7 @@ def run(config: GRPOConfig, run_dir: Path, report: Report) -> dict[str, Any]:
             report(done, {"steps": config.updates, **figures, "seconds": seconds})
         if config.sample_every and (done % config.sample_every == 0 or done == 1 or last):
             _sample(report, done, frozen, requests, judged)
-        stopping = report.stopping and not last
+        stopping = parallel.agree(report.stopping) and not last
         if checkpoints.due(done, config.checkpoint_every) or last or stopping:
             checkpoints.save(done, optim.state_tensors(policy, optimizer), {"history": history, "frozen": checksum})
         if stopping:
@@ -134,9 +136,17 @@ def _load(config: GRPOConfig, run_dir: Path) -> tuple[GPT, Frozen]:
 
 
 def grpo_update(
-    policy: GPT, optimizer: torch.optim.Optimizer, frozen: Frozen, config: GRPOConfig, update: int
+    policy: GPT,
+    optimizer: torch.optim.Optimizer,
+    frozen: Frozen,
+    config: GRPOConfig,
+    update: int,
+    logprobs_of: Together | None = None,
 ) -> tuple[dict[str, float], list[Request], Judged]:
-    """One round of sampling and learning; everything random in it depends on (seed, update) alone."""
+    """One round of sampling and learning; everything random in it depends on (seed, update) alone.
+
+    Several ranks share it as they share PPO's (ppo_update.py).
+    """
     torch.manual_seed(optim.step_seed(config.seed, update))
     began = time.perf_counter()
     requests = _sample_answers(policy, frozen, config, update)
@@ -157,8 +167,9 @@ def grpo_update(
     rate = config.learning_rate * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
     optim.set_learning_rate(optimizer, rate)
     figures: dict[str, list[float]] = {}
+    logprobs_of = logprobs_of or Together(policy, completion_logprobs)
     for place, index in enumerate(index for epoch in parts for index in epoch):
-        seen = _policy_step(policy, optimizer, config, judged, index, frozen.compute, first=place == 0)
+        seen = _policy_step(policy, logprobs_of, optimizer, config, judged, index, frozen.compute, first=place == 0)
         for name, figure in seen.items():
             figures.setdefault(name, []).append(figure)
     means = {name: math.fsum(seen) / len(seen) for name, seen in figures.items()} | {"lr": rate}
@@ -169,21 +180,13 @@ def grpo_update(
 
 
 def _sample_answers(policy: GPT, frozen: Frozen, config: GRPOConfig, update: int) -> list[Request]:
-    """group_size answers to each of the update's prompts, unfiltered; a group's answers stand one after the other."""
+    """group_size answers to each of the update's prompts; a group's answers stand one after the other."""
     n = config.batch_size // config.group_size
     chosen = prompts_of_update(len(frozen.prompts), update, n, config.seed)
     prompts = [frozen.prompts[i] for i in chosen for _ in range(config.group_size)]
     seeds = generator(config.seed, 3, update).integers(2**62, size=len(prompts)).tolist()
-    return generate(
-        policy,
-        frozen.tokenizer,
-        prompts,
-        seeds,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        max_batch=len(prompts),
-        compute=frozen.compute,
-    )
+    limits = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    return write_answers(policy, frozen.tokenizer, prompts, seeds, **limits, compute=frozen.compute)
 
 
 def _parts(config: GRPOConfig, update: int, epoch: int) -> list[Tensor]:
@@ -197,7 +200,7 @@ def judge(policy: GPT, frozen: Frozen, config: GRPOConfig, episodes: Episodes, p
     logprobs, ref_logprobs = torch.zeros_like(episodes.mask), torch.zeros_like(episodes.mask)
     raw, entropy = torch.zeros_like(episodes.mask[:, 0]), 0.0
     limits = {"missing_eos_penalty": config.missing_eos_penalty, "score_clip": config.score_clip}
-    for index in parts:
+    for index in map(_own, parts):
         part = episodes.rows(index)
         width = part.mask.shape[1]
         chosen, everything = completion_logprobs(policy, part, config.temperature, frozen.compute)
@@ -206,6 +209,9 @@ def judge(policy: GPT, frozen: Frozen, config: GRPOConfig, episodes: Episodes, p
         ref, _ = completion_logprobs(frozen.ref_policy, part, config.temperature, frozen.compute)
         ref_logprobs[index, :width] = padded(ref, part.mask)
         raw[index] = scores(frozen.reward_model, part, frozen.compute, **limits)
+    for tensor in (logprobs, ref_logprobs, raw):
+        parallel.total(tensor)  # each row is one rank's, and 0 on the others
+    entropy = parallel.totals({"entropy": entropy})["entropy"]
     rewards = raw
     if config.estimator == "rloo":
         rewards = raw - config.kl_coef * ((logprobs - ref_logprobs) * episodes.mask).sum(1)
@@ -225,8 +231,14 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str) -> Tensor
     return ((groups - mean) / (groups.std(1, keepdim=True, unbiased=False) + SPREAD_EPS)).flatten()
 
 
+def _own(index: Tensor) -> Tensor:
+    """This rank's share of a minibatch, which has a row for each (GRPOConfig sees to it)."""
+    return index[parallel.share(len(index))]
+
+
 def _policy_step(
     policy: GPT,
+    logprobs_of: Together,
     optimizer: torch.optim.Optimizer,
     config: GRPOConfig,
     judged: Judged,
@@ -235,23 +247,28 @@ def _policy_step(
     *,
     first: bool,
 ) -> dict[str, float]:
-    part = judged.episodes.rows(index)
+    own, mask = _own(index), judged.episodes.mask[index]
+    part = judged.episodes.rows(own)
     width = part.mask.shape[1]
-    logprobs = padded(completion_logprobs(policy, part, config.temperature, compute)[0], part.mask)  # (n, S)
-    old, ref = judged.logprobs[index, :width], judged.ref_logprobs[index, :width]
+    logprobs = padded(logprobs_of(part, config.temperature, compute)[0], part.mask)  # (n, S)
+    old, ref = judged.logprobs[own, :width], judged.ref_logprobs[own, :width]
     log_ratio = logprobs - old
     if first:
         monitors.first_ratio(log_ratio.exp())
-    loss, clipped, kl = losses(log_ratio, logprobs, ref, part.mask, judged.advantages[index], config)
+    loss, clipped, kl = losses(log_ratio, logprobs, ref, part.mask, judged.advantages[own], config)
+    rows, tokens = len(own) / len(index), (part.mask.sum() / mask.sum()).item()  # what this rank's means weigh
     optimizer.zero_grad(set_to_none=True)
-    (loss + config.kl_coef * kl if config.estimator == "grpo" else loss).backward()
+    logprobs_of.backward(rows * (loss + config.kl_coef * kl if config.estimator == "grpo" else loss))
     grad_norm = float(optim.clip(policy, config.grad_clip))
     monitors.gradient(grad_norm, "in this update")
     optimizer.step()
     with torch.no_grad():
         approx_kl = adv.masked_mean(log_ratio.exp() - 1 - log_ratio, part.mask).item()
-    figures = {"policy_loss": loss.item(), "clipfrac": clipped.item(), "approx_kl": approx_kl, "grad_norm": grad_norm}
-    return figures | ({"ratio_first": log_ratio.exp()[part.mask.bool()].mean().item()} if first else {})
+    figures = {"policy_loss": rows * loss.item(), "approx_kl": tokens * approx_kl}
+    figures["clipfrac"] = (rows if config.estimator == "rloo" else tokens) * clipped.item()
+    if first:
+        figures["ratio_first"] = tokens * log_ratio.exp()[part.mask.bool()].mean().item()
+    return parallel.totals(figures) | {"grad_norm": grad_norm}
 
 
 def losses(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,20 @@ def total(value: Tensor) -> Tensor:
     if size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def totals(figures: dict[str, float]) -> dict[str, float]:
+    """Each figure's sum over all ranks, in float64."""
+    return dict(zip(figures, total(torch.tensor([*figures.values()], dtype=torch.float64)).tolist(), strict=True))
+
+
+def gather(own: Sequence[Any]) -> list[Any]:
+    """What the ranks did of their shares, one after the other, on every rank; items of plain Python values."""
+    parts: list[Any] = [own]
+    if size() > 1:
+        parts = [None] * size()
+        dist.all_gather_object(parts, list(own))
+    return [item for part in parts for item in part]
 
 
 def share(rows: int) -> slice:

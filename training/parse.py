@@ -9,8 +9,6 @@ from typing import Any
 
 from training.config import STAGES, ConfigError
 
-SHARED = ("pretrain", "sft", "reward", "dpo")  # stages whose steps several processes can share
-
 
 def parse(stage: str, values: dict[str, Any]) -> Any:
     """The stage's config from plain values; raises ConfigError with one sentence."""
@@ -25,13 +23,7 @@ def parse(stage: str, values: dict[str, Any]) -> Any:
     for name, f in fields.items():
         if f.metadata.get("required") and not checked.get(name, _default(f)):
             raise ConfigError(f"{name} is missing in the settings of stage {stage}: {f.metadata['help']}")
-    config = STAGES[stage](**checked)
-    devices = getattr(config, "devices", 1)
-    if devices > 1 and stage not in SHARED:
-        raise ConfigError(
-            f"devices is {devices} and stage {stage} runs on 1 ({', '.join(SHARED)} on more): set devices to 1."
-        )
-    return config
+    return STAGES[stage](**checked)
 
 
 def _unknown(stage: str, name: str, known: list[str]) -> str:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from training import parallel
 from training.config import TrainingError
 from training.device import Compute
-from training.engine import Request, generate
+from training.engine import Request
 from training.evaluate import rewards_of
 from training.model import GPT, RewardModel
 from training.report import Report, Stopped
-from training.rollout import generator
+from training.rollout import generator, write_answers
 from training.vocabulary import Tokenizer
 
 
@@ -44,19 +45,19 @@ class Writer:
     max_new_tokens: int
 
     def write(self, prompts: Sequence[Sequence[int]], n: int, first: int) -> list[list[Answer]]:
-        """n answers to each prompt; `first` is the place of prompts[0] among all."""
+        """n answers to each prompt, shared by the ranks; `first` is the place of prompts[0] among all."""
         places = [(first + i, j) for i in range(len(prompts)) for j in range(n)]
-        requests = generate(
+        requests = write_answers(
             self.policy,
             self.tokenizer,
             [prompts[i - first] for i, _ in places],
             [int(generator(self.seed, 8, i, j).integers(2**53)) for i, j in places],
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
-            max_batch=len(places),
             compute=self.compute,
         )
-        rewards = rewards_of(self.reward_model, requests, self.tokenizer, self.compute)
+        own = requests[parallel.share(len(requests))]
+        rewards = parallel.gather(rewards_of(self.reward_model, own, self.tokenizer, self.compute))
         answers = [_answer(request, reward) for request, reward in zip(requests, rewards, strict=True)]
         return [answers[i * n : (i + 1) * n] for i in range(len(prompts))]
 
@@ -68,7 +69,8 @@ class Pool:
         self.path, self.prompts, self.n = run_dir / "pool.jsonl", prompts, n
         self.size = max(1, rows // n)  # prompts a part
         self.parts = math.ceil(len(prompts) / self.size)
-        self.answers = self._read()
+        with parallel.first():
+            self.answers = self._read()
 
     @property
     def done(self) -> int:
@@ -83,10 +85,11 @@ class Pool:
             best = statistics.fmean(max(answer.reward for answer in answers) for answers in written)
             # Reported before it is kept: what was not kept is cut from the curves and written again.
             report(part + 1, {"steps": steps, "score": statistics.fmean(everything), "score_best": best})
-            with self.path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps([[asdict(a) for a in answers] for answers in written]) + "\n")
+            if report.writes:
+                with self.path.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps([[asdict(a) for a in answers] for answers in written]) + "\n")
             self.answers += written
-            if report.stopping and part + 1 < self.parts:
+            if parallel.agree(report.stopping) and part + 1 < self.parts:
                 raise Stopped(part + 1)
         return self.answers
 

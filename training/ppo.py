@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from training import checkpoint, data, device, memory, monitors, optim
+from training import checkpoint, data, device, memory, monitors, optim, parallel
 from training.chat import render_example, render_prompt
 from training.checkpoints import Checkpoints
 from training.config import PPOConfig, TrainingError
@@ -66,7 +66,7 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
             report(done, {"steps": config.updates, **figures, "seconds": seconds})
         if config.sample_every and (done % config.sample_every == 0 or done == 1 or last):
             _sample(report, done, frozen, requests, judged)
-        stopping = report.stopping and not last
+        stopping = parallel.agree(report.stopping) and not last
         if checkpoints.due(done, config.checkpoint_every) or last or stopping:
             checkpoints.save(done, _tensors(learner), _state(learner, checksum, history) | path.state())
         if stopping:

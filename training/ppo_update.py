@@ -1,6 +1,8 @@
 """One PPO update: sample answers, judge them, then a few epochs of clipped losses (Schulman et al. 2017).
 
-What learns is in `Learner`, what is only read in `Frozen`; dropout is off in all four networks, always.
+What learns is in `Learner`, what is only read in `Frozen`; dropout is off in all four networks, always. Several ranks
+write and judge their shares of the answers and all get all, so that what is said of a whole batch (whitening, KL, the
+monitors) is the same everywhere; of a minibatch each learns its share, and divides by the tokens of all.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from training import advantages as adv
-from training import monitors, optim
+from training import monitors, optim, parallel
 from training.config import PPOConfig, TrainingError
 from training.device import Compute
-from training.engine import Request, generate
+from training.engine import Request
 from training.model import GPT, RewardModel
+from training.parallel import Together
 from training.rollout import (
     Demonstration,
     Episodes,
@@ -30,6 +33,7 @@ from training.rollout import (
     prompts_of_update,
     scores,
     settled,
+    write_answers,
 )
 from training.vocabulary import Tokenizer
 
@@ -45,6 +49,10 @@ class Learner:
     policy_optimizer: torch.optim.Optimizer
     value_optimizer: torch.optim.Optimizer
     kl_coef: float
+
+    def __post_init__(self) -> None:
+        self.policy_terms = Together(self.policy, policy_terms)
+        self.values_of = Together(self.value_model, completion_values)
 
 
 @dataclass(frozen=True)
@@ -117,20 +125,11 @@ def ppo_update(
 
 
 def _sample_answers(policy: GPT, frozen: Frozen, config: PPOConfig, update: int) -> list[Request]:
-    """Unfiltered samples (no top-k, no top-p): only those come from the distribution that the losses speak of."""
     chosen = prompts_of_update(len(frozen.prompts), update, config.batch_size, config.seed)
     prompts = [frozen.prompts[i] for i in chosen]
     seeds = generator(config.seed, 3, update).integers(2**62, size=len(prompts)).tolist()
-    return generate(
-        policy,
-        frozen.tokenizer,
-        prompts,
-        seeds,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        max_batch=len(prompts),
-        compute=frozen.compute,
-    )
+    limits = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    return write_answers(policy, frozen.tokenizer, prompts, seeds, **limits, compute=frozen.compute)
 
 
 def _parts(config: PPOConfig, update: int, epoch: int) -> list[Tensor]:
@@ -142,12 +141,12 @@ def _given_scores(frozen: Frozen, requests: list[Request]) -> Tensor | None:
     """(B,) what a Python function says of the answers, if one scores this run."""
     if frozen.score is None:
         return None
-    special = set(frozen.tokenizer.special.values())
-    prompts = [frozen.tokenizer.decode(i for i in r.prompt_ids if i not in special) for r in requests]
-    given = torch.tensor(list(frozen.score(prompts, [r.text for r in requests])), dtype=torch.float32)
-    if given.shape != (len(requests),):
-        raise TrainingError(f"score gave {given.numel()} rewards for {len(requests)} answers: return one for each.")
-    return given.to(frozen.compute.device)
+    own, special = requests[parallel.share(len(requests))], set(frozen.tokenizer.special.values())
+    prompts = [frozen.tokenizer.decode(i for i in r.prompt_ids if i not in special) for r in own]
+    given = [float(reward) for reward in frozen.score(prompts, [r.text for r in own])]
+    if len(given) != len(own):
+        raise TrainingError(f"score gave {len(given)} rewards for {len(own)} answers: return one for each.")
+    return torch.tensor(parallel.gather(given), device=frozen.compute.device)
 
 
 @torch.no_grad()
@@ -164,9 +163,10 @@ def judge(
     Old log-probabilities are computed in the very minibatches of the first epoch: the same shapes give the same
     roundings, so the first ratio is 1 and not almost 1.
     """
-    compute = frozen.compute
-    logprobs, ref_logprobs, entropy = torch.zeros_like(episodes.mask), torch.zeros_like(episodes.mask), 0.0
-    for index in parts:
+    compute, rows = frozen.compute, torch.arange(len(episodes.mask))
+    logprobs, ref_logprobs, values = (torch.zeros_like(episodes.mask) for _ in range(3))
+    raw, entropy = torch.zeros_like(episodes.mask[:, 0]), 0.0
+    for index in map(_own, parts):
         part = episodes.rows(index)
         width = part.mask.shape[1]
         chosen, everything = completion_logprobs(learner.policy, part, config.temperature, compute)
@@ -174,12 +174,17 @@ def judge(
         entropy -= (everything.exp() * everything).sum().item()
         ref = completion_logprobs(frozen.ref_policy, part, config.temperature, compute)[0]
         ref_logprobs[index, :width] = padded(ref, part.mask)
-    values = padded(completion_values(learner.value_model, episodes, compute), episodes.mask)
+    part = episodes.rows(_own(rows))
+    values[_own(rows), : part.mask.shape[1]] = padded(completion_values(learner.value_model, part, compute), part.mask)
     limits = {"missing_eos_penalty": config.missing_eos_penalty, "score_clip": config.score_clip}
     if given is None:
-        raw = scores(frozen.reward_model, episodes, compute, **limits)
+        raw[_own(rows)] = scores(frozen.reward_model, part, compute, **limits)
+        parallel.total(raw)
     else:
         raw = settled(given, episodes.ended, **limits)
+    for tensor in (logprobs, ref_logprobs, values):
+        parallel.total(tensor)  # each row is one rank's, and 0 on the others
+    entropy = parallel.totals({"entropy": entropy})["entropy"]
     rewards = adv.token_rewards(logprobs - ref_logprobs, raw, episodes.mask, learner.kl_coef)
     if config.whiten_rewards:
         rewards = adv.whiten(rewards, episodes.mask, shift_mean=False)
@@ -200,9 +205,9 @@ def _learn(
     for place, index in enumerate(index for epoch in parts for index in epoch):
         seen = _value_step(learner, config, judged, index, frozen.compute)
         if teach_policy:
-            extra = _demonstration_term(learner.policy, frozen, config, (update, place), len(index))
             first = "ratio_first" not in figures
-            seen |= _policy_step(learner, config, judged, index, frozen.compute, extra, first=first)
+            shown = _demonstrations(frozen, config, (update, place), len(index))
+            seen |= _policy_step(learner, frozen, config, judged, index, shown, first=first)
         for name, figure in seen.items():
             figures.setdefault(name, []).append(figure)
         # The step that went too far is kept; the rest of this update's passes are not taken.
@@ -211,65 +216,83 @@ def _learn(
     return {name: math.fsum(seen) / len(seen) for name, seen in figures.items()} | {"lr": rate}
 
 
-def _demonstration_term(
-    policy: GPT, frozen: Frozen, config: PPOConfig, when: tuple[int, int], rows: int
-) -> Tensor | None:
+def _own(index: Tensor) -> Tensor:
+    """This rank's share of a minibatch, which has a row for each (PPOConfig sees to it)."""
+    return index[parallel.share(len(index))]
+
+
+def _demonstrations(frozen: Frozen, config: PPOConfig, when: tuple[int, int], rows: int) -> list[Demonstration]:
     """As many demonstrations as the minibatch has answers, drawn for this (update, minibatch) alone."""
     if not config.ptx_coef:
-        return None
+        return []
     drawn = generator(config.seed, 5, *when).integers(len(frozen.demonstrations), size=rows)
-    batch = [frozen.demonstrations[i] for i in drawn]
-    return config.ptx_coef * demonstration_loss(policy, batch, frozen.tokenizer.pad_id, frozen.compute)
+    return [frozen.demonstrations[i] for i in drawn]
+
+
+def policy_terms(
+    policy: GPT, part: Episodes, temperature: float, shown: Sequence[Demonstration], pad_id: int, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """What one backward pass goes through: log-probabilities (n,), and the demonstrations' mean loss (0 for none)."""
+    logprobs, _ = completion_logprobs(policy, part, temperature, compute)
+    return logprobs, demonstration_loss(policy, shown, pad_id, compute) if shown else logprobs.new_zeros(())
 
 
 def _policy_step(
     learner: Learner,
+    frozen: Frozen,
     config: PPOConfig,
     judged: Judged,
     index: Tensor,
-    compute: Compute,
-    extra: Tensor | None,
+    shown: list[Demonstration],
     *,
     first: bool,
 ) -> dict[str, float]:
-    part = judged.episodes.rows(index)
+    own, tokens = _own(index), judged.episodes.mask[index].sum()
+    part, own_shown = judged.episodes.rows(own), shown[parallel.share(len(shown))]
     on = part.mask.bool()
-    logprobs, _ = completion_logprobs(learner.policy, part, config.temperature, compute)  # (n,)
-    old = judged.logprobs[index, : on.shape[1]][on]
-    log_ratio = logprobs - old
+    logprobs, ptx = learner.policy_terms(
+        part, config.temperature, own_shown, frozen.tokenizer.pad_id, frozen.compute
+    )  # (n,), ()
+    log_ratio = logprobs - judged.logprobs[own, : on.shape[1]][on]
     ratio = log_ratio.exp()
     if first:
         monitors.first_ratio(ratio)
-    losses, clipped = adv.policy_loss(ratio, judged.advantages[index, : on.shape[1]][on], config.cliprange)
-    loss = losses.mean()  # over the minibatch's tokens
-    norm = _step(learner.policy_optimizer, learner.policy, loss if extra is None else loss + extra, config.grad_clip)
+    losses, clipped = adv.policy_loss(ratio, judged.advantages[own, : on.shape[1]][on], config.cliprange)
+    loss = losses.sum() / tokens  # those of the minibatch, on all ranks
+    ptx = ptx * (_learned(own_shown) / max(1, _learned(shown)))
+    together = loss + config.ptx_coef * ptx if shown else loss
+    norm = _step(learner.policy_optimizer, learner.policy_terms, learner.policy, together, config.grad_clip)
     with torch.no_grad():
-        approx_kl = (ratio - 1 - log_ratio).mean()
-    seen = {"policy_loss": loss.item(), "clipfrac": clipped.mean().item(), "approx_kl": approx_kl.item()}
-    seen["grad_norm"] = norm
-    if first:
-        seen["ratio_first"] = ratio.mean().item()
-    if extra is not None:
-        seen["ptx_loss"] = extra.item() / config.ptx_coef
-    return seen
+        means = {"clipfrac": clipped.sum() / tokens, "approx_kl": (ratio - 1 - log_ratio).sum() / tokens}
+        means |= {"ratio_first": ratio.sum() / tokens} if first else {}
+    seen = {"policy_loss": loss, **means, **({"ptx_loss": ptx} if shown else {})}
+    return parallel.totals({name: figure.item() for name, figure in seen.items()}) | {"grad_norm": norm}
+
+
+def _learned(shown: Sequence[Demonstration]) -> int:
+    return sum(sum(mask[1:]) for _, mask in shown)
 
 
 def _value_step(
     learner: Learner, config: PPOConfig, judged: Judged, index: Tensor, compute: Compute
 ) -> dict[str, float]:
-    part = judged.episodes.rows(index)
+    own = _own(index)
+    part = judged.episodes.rows(own)
     on = part.mask.bool()
-    values = completion_values(learner.value_model, part, compute)  # (n,)
-    old, returns = (tensor[index, : on.shape[1]][on] for tensor in (judged.values, judged.returns))
-    loss = adv.value_loss(values, old, returns, config.cliprange_value).mean()
-    norm = _step(learner.value_optimizer, learner.value_model, config.vf_coef * loss, config.grad_clip)
-    return {"value_loss": loss.item(), "value_grad_norm": norm}
+    values = learner.values_of(part, compute)  # (n,)
+    old, returns = (tensor[own, : on.shape[1]][on] for tensor in (judged.values, judged.returns))
+    loss = adv.value_loss(values, old, returns, config.cliprange_value).sum() / judged.episodes.mask[index].sum()
+    vf_loss = config.vf_coef * loss
+    norm = _step(learner.value_optimizer, learner.values_of, learner.value_model, vf_loss, config.grad_clip)
+    return parallel.totals({"value_loss": loss.item()}) | {"value_grad_norm": norm}
 
 
-def _step(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor, grad_clip: float) -> float:
+def _step(
+    optimizer: torch.optim.Optimizer, together: Together, model: nn.Module, loss: Tensor, grad_clip: float
+) -> float:
     """Returns the gradient's norm before clipping; a gradient that is no number reaches no weight."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    together.backward(loss)
     norm = float(optim.clip(model, grad_clip))
     monitors.gradient(norm, "in this update")
     optimizer.step()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from training import checkpoint, data, device, memory, optim
+from training import checkpoint, data, device, memory, optim, parallel
 from training.checkpoints import Checkpoints
 from training.config import TrainingError
 from training.config_baselines import RejectionConfig
@@ -24,6 +24,7 @@ from training.engine import generate
 from training.evaluate import rewards_of, sequence_kl
 from training.generate import completion_seeds
 from training.model import GPT
+from training.parallel import Together
 from training.pool import Answer, Pool, Writer
 from training.ppo import read_prompts
 from training.report import Report, Stopped
@@ -95,6 +96,7 @@ def _learn(
     writer: Writer,
 ) -> float:
     """SFT on the best answers; mean loss of the last tenth. `before` is how many steps of the curves were sampling."""
+    loss_of = Together(policy, demonstration_loss)
     optimizer = optim.adamw(policy, config.learning_rate, config.weight_decay, config.beta2)
     per_epoch = math.ceil(len(examples) / config.batch_size)
     steps = per_epoch * config.epochs
@@ -114,7 +116,7 @@ def _learn(
         rate = optim.learning_rate(step - 1, steps, config.learning_rate, config.warmup_steps, config.min_lr_ratio)
         optim.set_learning_rate(optimizer, rate)
         with memory.explained(len(batch), on_fewer, "set batch_size to {fits}"):
-            loss, grad_norm = _step(config, policy, optimizer, batch, tokenizer, compute)
+            loss, grad_norm = _step(config, policy, optimizer, batch, tokenizer, compute, loss_of)
         optim.require_finite(loss, step, config.learning_rate, grad_norm)
         losses.append(loss)
         if step % config.log_every == 0 or step in (1, steps):
@@ -122,7 +124,7 @@ def _learn(
             report(before + step, {"steps": before + steps, **figures})
         if step == steps:
             _sample(report, before + step, writer, examples)
-        stopping = report.stopping and step < steps
+        stopping = parallel.agree(report.stopping) and step < steps
         if checkpoints.due(step, config.checkpoint_every) or step == steps or stopping:
             checkpoints.save(step, optim.state_tensors(policy, optimizer), {"losses": losses})
         if stopping:
@@ -137,14 +139,18 @@ def _step(
     batch: Sequence[Demonstration],
     tokenizer: Tokenizer,
     compute: Compute,
+    loss_of: Together | None = None,
 ) -> tuple[float, float]:
     """Mean loss per answer token and the gradient's norm."""
-    loss = demonstration_loss(policy, batch, tokenizer.pad_id, compute)
+    loss_of, own = loss_of or Together(policy, demonstration_loss), batch[parallel.share(len(batch))]
+    learned, of_all = (sum(sum(mask[1:]) for _, mask in rows) for rows in (own, batch))
+    # A rank without an answer reads one that weighs nothing.
+    loss = loss_of(own or batch[:1], tokenizer.pad_id, compute) * (learned / of_all)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss_of.backward(loss)
     grad_norm = float(optim.clip(policy, config.grad_clip))
     optimizer.step()
-    return loss.item(), grad_norm
+    return parallel.totals({"loss": loss.item()})["loss"], grad_norm
 
 
 def _sample(report: Report, step: int, writer: Writer, examples: Sequence[Demonstration]) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import data
+from training import data, parallel
 from training.device import Compute
-from training.engine import Request
+from training.engine import Request, generate
 from training.model import GPT, RewardModel
 from training.sampling import scaled
+from training.vocabulary import Tokenizer
 
 
 def stack(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -52,6 +53,44 @@ class Episodes:
         return Episodes(
             self.tokens[index, :longest], self.mask[index, : longest - 1], self.lengths[index], self.ended[index]
         )
+
+
+def write_answers(
+    policy: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    compute: Compute,
+) -> list[Request]:
+    """An answer to each prompt, without top-k and top-p: only those come from the distribution that losses speak of.
+
+    Each rank writes its share and gets all: an answer depends on its own seed, whoever writes it.
+    """
+    here = parallel.share(len(prompts))
+    written: list[Request] = []
+    if prompts[here]:
+        written = generate(
+            policy,
+            tokenizer,
+            prompts[here],
+            seeds[here],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            max_batch=len(prompts[here]),
+            compute=compute,
+        )
+    if parallel.size() == 1:
+        return written
+    told = parallel.gather([(r.tokens, r.logprobs, r.text, r.finish_reason) for r in written])
+    requests = []
+    for prompt, seed, fields in zip(prompts, seeds, told, strict=True):
+        request = Request(prompt, max_new_tokens, temperature, seed=seed)
+        request.tokens, request.logprobs, request.text, request.finish_reason = fields
+        requests.append(request)
+    return requests
 
 
 def completion_logprobs(policy: GPT, episodes: Episodes, temperature: float, compute: Compute) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.training.conftest import jsonl
 
+JUDGED = {"ppo", "grpo", "rejection", "best_of_n"}
 RANKED = {"responses": ["miel", "miel y pan", "queso"], "ranking": [2, [0, 1]]}
 COMMON = {"checkpoint_every": 3, "log_every": 1, "threads": 1, "batch_size": 4, "learning_rate": 1e-3}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -22,8 +23,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ptx_coef": 0.1, "demonstrations": "data/demonstrations.jsonl",
     },
     "grpo": {"updates": 8, "max_new_tokens": 6, "group_size": 2, "sample_every": 3},
-    "rejection": {"epochs": 8, "n": 6, "max_new_tokens": 40, "write_batch": 12, "kl_samples": 4},
+    "rejection": {"epochs": 40, "n": 6, "max_new_tokens": 40, "write_batch": 12, "kl_samples": 4},
 }  # fmt: skip
+# Stages that train nothing.
+WRITING = {"best_of_n": {"n": 3, "max_new_tokens": 40, "write_batch": 15, "threads": 1}}
 Build = Callable[..., Path]  # build(stage, name, **changes of the settings)
 
 
@@ -41,7 +44,8 @@ def fill(run_dir: Path, stage: str, models: dict[str, Path], text: str, **change
     for name, content in files.items():
         (run_dir / "data" / name).write_text(content, encoding="utf-8")
     names = ["tokenizer"] if stage == "pretrain" else ["base"]
-    names += ["reward_model"] if stage in {"ppo", "grpo", "rejection"} else []
-    settings = {**COMMON, **SETTINGS[stage], **{name: str(models[name]) for name in names}, **changes}
+    names += ["reward_model"] if stage in JUDGED else []
+    own = {**COMMON, **SETTINGS[stage]} if stage in SETTINGS else WRITING[stage]
+    settings = {**own, **{name: str(models[name]) for name in names}, **changes}
     (run_dir / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     return run_dir

@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(
     change = {"n_embd": 32} if stage == "pretrain" else {"base": str(tmp_path / "wide")}
     (run_dir / "config.json").write_text(json.dumps(settings | change))
     assert command.main([stage, str(run_dir)]) == 1
-    assert re.search(r"\d.*put the (settings|model's files) back, or ", error_of(run_dir)), error_of(run_dir)
+    assert re.search(r"\d.*put (the settings|the model's files|those) back, or ", error_of(run_dir)), error_of(run_dir)
     assert {path: path.read_bytes() for path in run_dir.glob("checkpoints/*/*")} == before
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
 from tests.training.tiny import make_model, make_reward_model, make_tokenizer
-from training import grpo, optim
+from training import grpo, optim, rollout
 from training.checkpoint import load_model, load_reward_model, save_model
 from training.config import ModelConfig, TrainingError
 from training.config_baselines import GRPOConfig
@@ -169,11 +169,11 @@ def test_a_reference_that_is_not_the_base_stops_the_run(world):
 
 def test_answers_of_another_policy_or_temperature_stop_the_run(world, monkeypatch):
     policy, optimizer, frozen = world
-    honest = grpo.generate
-    monkeypatch.setattr(grpo, "generate", lambda *a, **k: honest(*a, **{**k, "temperature": 0.5}))
+    honest = rollout.generate
+    monkeypatch.setattr(rollout, "generate", lambda *a, **k: honest(*a, **{**k, "temperature": 0.5}))
     with pytest.raises(TrainingError, match=r"sampler's log-probabilities are .* nats from the trainer's"):
         grpo_update(policy, optimizer, frozen, _config(), 1)
-    monkeypatch.setattr(grpo, "generate", lambda *a, **k: honest(frozen.ref_policy, *a[1:], **k))
+    monkeypatch.setattr(rollout, "generate", lambda *a, **k: honest(frozen.ref_policy, *a[1:], **k))
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -12,7 +12,7 @@ import torch
 from tests.training.conftest import jsonl
 from tests.training.test_ppo_update import CPU, TOKENIZER, _config, _learner
 from tests.training.tiny import make_model, make_reward_model
-from training import chat, monitors, ppo, sft
+from training import chat, monitors, ppo, rollout, sft
 from training import ppo_update as update_module
 from training.checkpoint import load_model, load_reward_model, save_model
 from training.config import TrainingError
@@ -60,8 +60,8 @@ def test_a_negative_k3_is_no_kl():
 
 def test_answers_of_another_policy_stop_ppo(world, monkeypatch):
     learner, frozen = world
-    honest = update_module.generate
-    monkeypatch.setattr(update_module, "generate", lambda *a, **k: honest(frozen.ref_policy, *a[1:], **k))
+    honest = rollout.generate
+    monkeypatch.setattr(rollout, "generate", lambda *a, **k: honest(frozen.ref_policy, *a[1:], **k))
     with torch.no_grad():
         for parameter in learner.policy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -74,8 +74,8 @@ def test_a_sampler_of_another_temperature_stops_ppo(world, monkeypatch, bf16):
     learner, frozen = world
     frozen = replace(frozen, compute=replace(CPU, bf16=bf16))
     ppo_update(learner, frozen, _config(), 0)
-    honest = update_module.generate
-    monkeypatch.setattr(update_module, "generate", lambda *a, **k: honest(*a, **{**k, "temperature": 0.5}))
+    honest = rollout.generate
+    monkeypatch.setattr(rollout, "generate", lambda *a, **k: honest(*a, **{**k, "temperature": 0.5}))
     with pytest.raises(TrainingError, match=r"sampler's log-probabilities are .* nats from the trainer's"):
         ppo_update(learner, frozen, _config(), 1)
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import ranks_of
 from tests.training.conftest import curve, error_of, jsonl, rows_of, run_stage, start_stage, wait_for
+from tests.training.stages import Build
 from training import parallel
 from training.config import ConfigError
 from training.parse import parse
@@ -111,6 +113,77 @@ def test_rankings_split_over_two_ranks_train_the_same(make_run: MakeRun, base_di
     )
 
 
+# Minibatches of 5 and of 3 answers, so that ranks have unequal numbers of rows, of tokens and of demonstrations.
+SAMPLED = {"updates": 4, "max_new_tokens": 40, "learning_rate": 1e-4, "precision": "fp32", "sample_every": 2}
+POLICIES = {
+    "ppo": {"batch_size": 10, "minibatches": 2, "value_learning_rate": 1e-4, "whiten_rewards": True, **SAMPLED},
+    "rloo": {"batch_size": 12, "minibatches": 4, "group_size": 3, **SAMPLED},
+    "grpo": {"batch_size": 12, "minibatches": 4, "group_size": 3, "kl_coef": 1.0, "estimator": "grpo", **SAMPLED},
+    "rejection": {"epochs": 4, "batch_size": 3, "learning_rate": 1e-4, "precision": "fp32"},
+}
+NAMES = ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in POLICIES if name != "ppo")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_that_two_ranks_sample_and_train_is_the_one_of_one_rank(build: Build, name: str) -> None:
+    """The whole of it: answers, whitening, KL and its coefficient, clipping, value model, demonstrations, monitors."""
+    stage = "grpo" if name == "rloo" else name
+    alone, two = build(stage, "alone", **POLICIES[name]), build(stage, "two", **POLICIES[name], **TWO)
+    for run_dir in (alone, two):
+        done = run_stage(stage, run_dir)
+        assert done.returncode == 0, done.stderr
+    assert_same(alone, two, 1e-5)
+    texts = [[row["text"] for row in rows_of(run / "samples.jsonl")] for run in (alone, two)]
+    assert texts[0] == texts[1]
+    newest = sorted((alone / "checkpoints").glob("step-*"))[-1].name
+    ours, theirs = (load_file(run / "checkpoints" / newest / "tensors.safetensors") for run in (alone, two))
+    assert ours.keys() == theirs.keys(), "both models and what their optimizers remember"
+    assert max((ours[key] - theirs[key]).abs().max().item() for key in ours) <= 1e-5
+    if stage != "rejection":
+        assert any(row["length"] % 1 for row in curve(alone)), "answers of unequal lengths"
+        assert any(row["kl"] > 0 for row in curve(alone)), "the policy has moved"
+
+
+@pytest.mark.slow
+def test_best_of_n_is_the_same_whoever_writes_it(build: Build) -> None:
+    alone, two = build("best_of_n", "alone"), build("best_of_n", "two", **TWO)
+    for run_dir in (alone, two):
+        done = run_stage("best_of_n", run_dir)
+        assert done.returncode == 0, done.stderr
+    for name in ("pool.jsonl", "completions.jsonl", "metrics.jsonl", "samples.jsonl"):
+        ours, theirs = (_rounded(rows_of(run / name)) for run in (alone, two))
+        assert ours == theirs, name
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rejection"])
+def test_a_policy_whose_ranks_were_stopped_and_killed_ends_as_if_undisturbed(build: Build, stage: str) -> None:
+    longer = {"epochs": 80} if stage == "rejection" else {"updates": 40}
+    calm, killed = build(stage, "calm", **longer, **TWO), build(stage, "killed", **longer, **TWO)
+    assert run_stage(stage, calm).returncode == 0
+    for line, sent, code in ((5, signal.SIGTERM, 0), (15, signal.SIGKILL, -signal.SIGKILL)):
+        process = start_stage(stage, killed)
+        wait_for(lambda line=line: len(rows_of(killed / "metrics.jsonl")) > line, process)
+        os.kill(process.pid if sent == signal.SIGTERM else ranks_of(killed)[1], sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert not (killed / "result.json").exists()
+        assert not ranks_of(killed)
+    done = run_stage(stage, killed)
+    assert done.returncode == 0, done.stderr
+    assert curve(killed) == curve(calm)
+    assert rows_of(killed / "samples.jsonl") == rows_of(calm / "samples.jsonl")
+    assert (killed / "model/model.safetensors").read_bytes() == (calm / "model/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("changes", [TWO, pytest.param(SHARDED, marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_run_and_the_next_start_ends_as_if_undisturbed(
     make_run: MakeRun, tokenizer_dir: Path, text: str, changes: dict[str, Any]
@@ -175,9 +248,9 @@ def test_a_newer_attempt_ends_both_ranks(make_run: MakeRun, tokenizer_dir: Path,
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
-def test_a_stage_that_cannot_share_its_steps_says_so(stage: str) -> None:
-    with pytest.raises(ConfigError, match=rf"devices is 2 and stage {stage} runs on 1 .*: set devices to 1"):
-        parse(stage, {"devices": 2, "base": "b", "reward_model": "r"})
+def test_a_minibatch_has_an_answer_for_every_rank(stage: str) -> None:
+    with pytest.raises(ConfigError, match="A minibatch has 2 answers and devices is 3: set fewer minibatches"):
+        parse(stage, {"devices": 3, "batch_size": 8, "minibatches": 4, "base": "b", "reward_model": "r"})
 
 
 def test_each_row_is_one_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,17 +262,3 @@ def test_each_row_is_one_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken == list(range(8))
     targets, inputs = parallel.mine(torch.tensor([[7, 8]]), torch.tensor([[5, 7]]))  # one row, and this is rank 2
     assert (targets.tolist(), inputs.tolist()) == ([[-1, -1]], [[5, 7]])
-
-
-def ranks_of(run_dir: Path) -> list[int]:
-    """The processes of torchrun's ranks that work in this directory, in the order of their numbers."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            environment = dict(v.split(b"=", 1) for v in (entry / "environ").read_bytes().split(b"\0") if b"=" in v)
-        except OSError:  # it has just gone
-            continue
-        if str(run_dir).encode() in command and b"RANK" in environment:
-            found[int(environment[b"RANK"])] = int(entry.name)
-    return [found[rank] for rank in sorted(found)]

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
 from tests.training.tiny import make_reward_model, make_tokenizer
 from training import ppo
-from training.checkpoint import load_model, save_model
+from training.checkpoint import save_model
 from training.config import PPOConfig, TrainingError
-from training.model import RewardModel
 from training.parse import parse
 from training.report import Report
 

@@ -213,24 +213,17 @@ def test_both_rates_warm_up_and_fall_in_a_straight_line(world):
         assert learner.value_optimizer.param_groups[0]["lr"] == pytest.approx(3e-4 * factor)
 
 
-def test_what_is_random_depends_on_seed_and_update_alone(world, monkeypatch):
+def test_what_is_random_depends_on_seed_and_update_alone(world):
     learner, frozen = world
     frozen = replace(frozen, demonstrations=[([n, EOS], [0, 1]) for n in range(200)])
-    shown = []
-    monkeypatch.setattr(
-        update_module, "demonstration_loss", lambda _, batch, *__: shown.append(batch) or torch.ones(())
-    )
 
     def drawn(seed: int, update: int) -> list[Any]:
         """Seeds of the answers, order of the minibatches in two passes, demonstrations of two minibatches."""
-        config = _config(seed=seed, ptx_coef=3.0, demonstrations="d")
+        config = _config(seed=seed, ptx_coef=1.0, demonstrations="d")
         requests = update_module._sample_answers(learner.policy, frozen, config, update)
         parts = [torch.cat(update_module._parts(config, update, epoch)).tolist() for epoch in (0, 1)]
         assert [sorted(order) for order in parts] == [list(range(8))] * 2
-        shown.clear()
-        for place in (0, 1):
-            term = update_module._demonstration_term(learner.policy, frozen, config, (update, place), 8)
-            assert term.item() == 3.0  # a loss of 1, weighed
+        shown = [update_module._demonstrations(frozen, config, (update, place), 8) for place in (0, 1)]
         return [[request.seed for request in requests], *parts, *shown]
 
     one = drawn(1, 0)
@@ -239,6 +232,23 @@ def test_what_is_random_depends_on_seed_and_update_alone(world, monkeypatch):
     assert one[3] != one[4]
     for other in (drawn(1, 1), drawn(2, 0)):
         assert all(a != b for a, b in zip(one, other, strict=True))
+
+
+def test_demonstrations_weigh_what_the_settings_say(world):
+    learner, frozen = world
+    judged = ppo_update(learner, frozen, _config(value_warmup=9, updates=10), 0)[2]
+    silent = replace(judged, advantages=torch.zeros_like(judged.advantages))
+    still, shown = _learner(learner.policy, learner.value_model, rate=0.0), [([1, 2, 70, EOS], [0, 0, 1, 1])]
+
+    def step(coef: float) -> dict[str, float]:
+        config = _config(ptx_coef=coef, demonstrations="d")
+        return update_module._policy_step(still, frozen, config, silent, torch.arange(8), shown, first=False)
+
+    one, three = step(1.0), step(3.0)
+    assert one["ptx_loss"] == pytest.approx(rollout.demonstration_loss(still.policy, shown, PAD, CPU).item())
+    assert three["ptx_loss"] == one["ptx_loss"]
+    assert three["grad_norm"] == pytest.approx(3 * one["grad_norm"], rel=1e-4)
+    assert three["grad_norm"] > 0
 
 
 def test_demonstrations_hold_the_policy_where_they_are(world):
