@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from training.beam import beam_search
+from training.beam import Hypothesis, _decided, beam_search
 from training.config import ModelConfig, TrainingError
+from training.decode import Decoder
 from training.model import GPT
 
 VOCABULARY, EOS, LONGEST = 5, 4, 4
@@ -71,3 +72,21 @@ def test_more_beams_find_a_likelier_text_and_few_are_enough_to_start(model: GPT)
 def test_a_prompt_that_fills_the_context_is_refused_with_its_length(model: GPT) -> None:
     with pytest.raises(TrainingError, match="has 16 tokens and this model reads 1 to 15"):
         beam_search(model, TOKENIZER, [1] * 16, beams=2, max_new_tokens=4)
+
+
+@pytest.mark.parametrize(("length_penalty", "decided"), [(1.0, False), (0.0, True), (-1.0, True)])
+def test_it_goes_on_while_a_longer_text_may_score_better(length_penalty: float, decided: bool) -> None:
+    """-3 nats after 2 of 6 tokens: at best -3 / 6, which beats -1; without a reward of length it cannot rise again."""
+    ended = [Hypothesis([4], [-1.0], -1.0, "eos")]
+    assert _decided(ended, 1, torch.tensor([-3.0, -7.0]), 2, 6, length_penalty) == decided
+    assert not _decided(ended, 2, torch.tensor([-3.0]), 2, 6, length_penalty)
+
+
+def test_an_end_takes_no_beam_away(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    living, honest = [], Decoder.step
+    monkeypatch.setattr(
+        Decoder, "step", lambda self, tokens, *rest: living.append(len(tokens)) or honest(self, tokens, *rest)
+    )
+    for first in range(VOCABULARY):
+        beam_search(model, TOKENIZER, [first, 1], beams=2, max_new_tokens=8)
+    assert set(living) == {2}

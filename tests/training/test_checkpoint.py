@@ -1,5 +1,6 @@
 """Model directories: what is saved comes back, and what does not belong together is refused."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from training import huggingface
 from training import vocabulary as tokenizers
 from training.checkpoint import load_model, load_reward_model, require_same_tokenizer, save_model
 from training.config import TrainingError
@@ -116,3 +118,16 @@ def test_two_vocabularies_are_refused(tok: Tokenizer, text: str) -> None:
 
 def test_no_pickle_is_written(saved: Path) -> None:
     assert {path.suffix for path in saved.iterdir()} == {".json", ".safetensors", ".jinja"}
+
+
+@pytest.mark.parametrize("kind", [{}, {"tie_head": False}])
+def test_chat_tokens_begin_as_the_mean_of_the_others(
+    kind: dict, tiny: Callable[..., GPT], tok: Tokenizer, tmp_path: Path
+) -> None:
+    plain = GPT(dataclasses.replace(tiny(**kind).config, vocab_size=tok.vocab_size - 3)).eval()
+    wide = huggingface.widen(plain, tok, tmp_path).eval()
+    assert wide.config.vocab_size == tok.vocab_size
+    for weight, before in ((wide.wte.weight, plain.wte.weight), (wide.head, plain.head)):
+        torch.testing.assert_close(weight[-3:], before.mean(0).expand(3, -1))
+    ids = batch(tok.vocab_size - 3)
+    torch.testing.assert_close(logits(wide, ids)[..., :-3], logits(plain, ids))

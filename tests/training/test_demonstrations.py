@@ -84,6 +84,9 @@ def test_long_rows_are_left_out_and_counted(tok: Tokenizer, tmp_path: Path) -> N
     fitting, longest, dropped = demonstrations.read(tmp_path / "train.jsonl", tok, 64)
     assert (len(fitting), dropped) == (2, 2)
     assert longest > 300
+    most = max(len(row.ids) for row in fitting)
+    assert len(demonstrations.read(tmp_path / "train.jsonl", tok, most)[0]) == 2  # the context may be filled
+    assert len(demonstrations.read(tmp_path / "train.jsonl", tok, most - 1)[0]) == 1
 
 
 @settings(max_examples=200, deadline=None)

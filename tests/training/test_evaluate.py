@@ -10,10 +10,10 @@ import torch
 
 from tests.training.conftest import jsonl, rows_of, run_stage
 from training import evaluate
-from training.checkpoint import load_model, save_model
+from training.checkpoint import load_model, load_reward_model, save_model
 from training.config import TrainingError
 from training.device import Compute
-from training.engine import generate
+from training.engine import Request, generate
 from training.model import RewardModel
 from training.parse import parse
 from training.report import Report
@@ -97,15 +97,30 @@ def test_a_reward_model_as_policy_is_refused(evaluate_run, models):
         _run(evaluate_run(new=models["reward_model"]))
 
 
-def test_kl_is_the_mean_log_ratio_with_less_noise(models):
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_kl_is_the_mean_log_ratio_with_less_noise(models, temperature):
     new, tok, _ = load_model(Path(models["new"]))
     old, _, _ = load_model(Path(models["old"]))
     prompts = [[tok.user_id, 5, tok.assistant_id]] * 400
-    answers = generate(new.eval(), tok, prompts, list(range(400)), max_new_tokens=6)
-    kl = evaluate.sequence_kl(new, old.eval(), answers, tok.pad_id, 1.0, 64, CPU)
+    answers = generate(new.eval(), tok, prompts, list(range(400)), max_new_tokens=6, temperature=temperature)
+    kl = evaluate.sequence_kl(new, old.eval(), answers, tok.pad_id, temperature, 64, CPU)
     episodes = Episodes.of(answers, tok.pad_id, "cpu")
     with torch.no_grad():
-        ours, theirs = (completion_logprobs(m, episodes, 1.0, CPU)[0] for m in (new, old))
+        ours, theirs = (completion_logprobs(m, episodes, temperature, CPU)[0] for m in (new, old))
     ratios = padded(ours - theirs, episodes.mask).sum(1)
     assert kl == pytest.approx(ratios.mean().item(), abs=4 * ratios.std().item() / 20)
     assert kl > 0.01
+
+
+def test_an_answer_that_was_cut_off_is_scored_as_if_it_ended_there(models):
+    """And one that fills the context loses its last token to the EOS."""
+    judge, tok, _ = load_reward_model(Path(models["reward_model"]))
+    room = judge.eval().config.n_positions
+    texts = [[tok.user_id, 5, tok.assistant_id, 7, 8], [5] * room, [tok.user_id, 5, tok.assistant_id, 7, tok.eos_id]]
+    answers = [Request(ids[:3]) for ids in texts]
+    for answer, ids in zip(answers, texts, strict=True):
+        answer.tokens = ids[3:]
+    whole = [[*texts[0], tok.eos_id], [*texts[1][:-1], tok.eos_id], texts[2]]
+    with torch.no_grad():
+        expected = [judge.score(torch.tensor([ids]), torch.tensor([len(ids) - 1])).item() for ids in whole]
+    assert evaluate.rewards_of(judge, answers, tok, CPU) == pytest.approx(expected, abs=1e-5)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.training.conftest import curve, jsonl, kill_at, rows_of, run_stage
-from tests.training.tiny import make_model, make_reward_model, make_tokenizer
+from tests.training.tiny import Arms, make_model, make_reward_model, make_tokenizer
 from training import grpo, optim, rollout
 from training.checkpoint import load_model, load_reward_model, save_model
 from training.config import ModelConfig, TrainingError
@@ -181,18 +181,6 @@ def test_answers_of_another_policy_or_temperature_stop_the_run(world, monkeypatc
         grpo_update(policy, optimizer, frozen, _config(batch_size=64), 5)
 
 
-class _Arms:
-    """A vocabulary of eight arms without text."""
-
-    eos_id, pad_id, special = 7, 0, dict[str, int]()
-
-    def decode(self, ids: object) -> str:
-        return ""
-
-    def decode_bytes(self, ids: object) -> bytes:
-        return b""
-
-
 def test_bandit_converges_to_the_closed_form_optimum(monkeypatch):
     """One token, eight arms: the best policy is softmax(log ref + r / kl_coef) (Ziegler et al. 2019, eq. 2)."""
     arms = torch.tensor([0.0, 0.9, -0.6, 0.3, -1.2, 0.6, 0.0, -0.3])
@@ -206,7 +194,7 @@ def test_bandit_converges_to_the_closed_form_optimum(monkeypatch):
     settings = _config(
         batch_size=512, group_size=8, minibatches=1, max_new_tokens=1, kl_coef=0.5, updates=150, learning_rate=0.01
     )
-    frozen = Frozen(ref, RewardModel(GPT(config)).eval(), _Arms(), [[0]], CPU)  # type: ignore[arg-type]
+    frozen = Frozen(ref, RewardModel(GPT(config)).eval(), Arms(), [[0]], CPU)  # type: ignore[arg-type]
     optimizer = optim.adamw(policy, 0.01)
     for update in range(settings.updates):
         grpo_update(policy, optimizer, frozen, settings, update)
@@ -292,8 +280,10 @@ def test_the_models_card_says_where_it_comes_from(grpo_run, base_dir):
 
 
 def test_a_kl_budget_ends_the_run_and_says_so(grpo_run):
-    result = _run(grpo_run(kl_budget=1e-6))
+    run_dir = grpo_run(kl_budget=1e-6)
+    result = _run(run_dir)
     assert result["stopped_by_kl_budget"]
+    assert _run(run_dir)["updates"] == result["updates"]  # killed after its last checkpoint, before its result
     assert result["updates"] < 5  # an update whose answers all lack an EOS leaves the policy where it was
 
 

@@ -136,16 +136,16 @@ def test_the_judge_is_asked_about_every_updates_answers(ppo_run, reward_dirs):
 
 
 def test_the_model_is_the_policy_at_the_judges_peak(ppo_run, reward_dirs, monkeypatch):
-    told = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    told = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 4.0, 1.0, 0.0, 0.0, 0.0]  # highest at 5, smoothed at 7
     monkeypatch.setattr(KLPath, "_ask", lambda self, *_: told[len(self.scores)])
     run_dir = ppo_run(judge_model=reward_dirs[1], judge_patience=4)
     result = _run(run_dir)
-    assert (result["updates"], result["model_update"], result["stopped_by_judge"]) == (10, 5, True)
-    assert result["judge_score"] == max(smoothed(told)) == 3.0
+    assert (result["updates"], result["model_update"], result["stopped_by_judge"]) == (12, 7, True)
+    assert result["judge_score"] == max(smoothed(told)) == 4.0
     card = load_model(run_dir / "model")[2]
-    assert (card["update"], card["kl"]) == (5, curve(run_dir)[5]["kl"])
-    shorter = ppo_run("shorter", updates=5)
-    assert _run(shorter)["model_update"] == 5
+    assert (card["update"], card["kl"]) == (7, curve(run_dir)[7]["kl"])
+    shorter = ppo_run("shorter", updates=7)
+    assert _run(shorter)["model_update"] == 7
     assert _same(shorter / "model", run_dir / "model")
 
 

@@ -90,7 +90,8 @@ def test_a_pass_over_one_document_visits_every_token_once_in_shuffled_windows(le
         assert set(counts) == set(range(length))
         assert sum(n - 1 for n in counts.values()) == windows * 16 - length
         assert all(b - a in (1, 1 - length) for row in rows for a, b in itertools.pairwise(row))
-        assert [row[0] for row in rows] != sorted(row[0] for row in rows)
+        follows = sum(before[-1] == after[0] for before, after in itertools.pairwise(rows))
+        assert follows < len(rows) / 3  # the text is not read from front to back
     assert {row[0] for row in passes[0]} != {row[0] for row in passes[1]}  # cut at other places, too
 
 

@@ -102,3 +102,12 @@ def test_reward_is_read_at_eos_only(tiny: Callable[..., GPT]) -> None:
     torch.testing.assert_close(scores, model.values(ids)[torch.arange(3), eos])
     model.bias.fill_(2.0)
     torch.testing.assert_close(model.score(ids, eos), scores + 2)
+
+
+def test_what_writes_to_the_residual_stream_begins_smaller(tiny: Callable[..., GPT]) -> None:
+    """GPT-2: 0.02 / sqrt(2 layers), so that the stream's size does not grow with depth."""
+    model = tiny(n_layer=8, n_embd=64)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            expected = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02
+            assert weight.std().item() == pytest.approx(expected, rel=0.1), name

@@ -175,6 +175,14 @@ def test_answers_that_never_end_stop_a_run(ppo_run, monkeypatch):
         _run(ppo_run(max_new_tokens=1))
 
 
+def test_a_gradient_of_ten_thousand_passes_and_no_larger_one():
+    monitors.gradient(9_999.0, "at step 1")
+    with pytest.raises(
+        TrainingError, match=r"The gradient's norm is 1\.1e\+04 at step 1 \(at most 1e\+04 is allowed\)"
+    ):
+        monitors.gradient(11_000.0, "at step 1")
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e9])
 def test_a_gradient_beyond_all_measure_stops_ppo_before_it_reaches_a_weight(world, monkeypatch, broken):
     learner, frozen = world

@@ -262,3 +262,13 @@ def test_each_row_is_one_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken == list(range(8))
     targets, inputs = parallel.mine(torch.tensor([[7, 8]]), torch.tensor([[5, 7]]))  # one row, and this is rank 2
     assert (targets.tolist(), inputs.tolist()) == ([[-1, -1]], [[5, 7]])
+
+
+def test_every_rank_drops_otherwise_and_one_alone_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        seeds.append(parallel.seed(5))
+    assert seeds[0] == 5
+    assert len(set(seeds)) == 3
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -35,6 +35,11 @@ def test_each_answer_has_a_seed_of_its_own_and_its_reward(tmp_path):
     assert curve(tmp_path)[0]["score_best"] == pytest.approx((max(first[:4]) + max(first[4:])) / 2)
 
 
+def test_answers_are_drawn_at_the_writers_temperature(tmp_path):
+    cold = _writer(temperature=1e-3).write(PROMPTS[:2], 4, 0)
+    assert [len({tuple(answer.tokens) for answer in row}) for row in cold] == [1, 1]
+
+
 def test_a_pool_that_was_torn_is_filled_to_the_same(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):

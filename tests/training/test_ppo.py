@@ -79,6 +79,8 @@ def test_a_kl_budget_ends_the_run_and_says_so(ppo_run):
     result = _run(run_dir)
     assert result["stopped_by_kl_budget"]
     assert result["updates"] == 2  # the first update's answers still come from the base
+    again = _run(run_dir)  # killed after its last checkpoint, before its result
+    assert (again["updates"], again["stopped_by_kl_budget"]) == (2, True)
 
 
 def test_the_value_model_begins_as_the_reward_model_and_only_it_learns(ppo_run):

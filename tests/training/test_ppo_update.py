@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.tiny import make_model, make_reward_model, make_tokenizer
+from tests.training.tiny import Arms, make_model, make_reward_model, make_tokenizer
 from training import ppo_update as update_module
 from training import rollout
 from training.config import ModelConfig, PPOConfig, TrainingError
@@ -306,18 +306,6 @@ def test_kl_coef_adapts_towards_its_target(world, monkeypatch):
     assert learner.kl_coef == pytest.approx(cheap * (1 + 0.2 * 8 / 80))
 
 
-class _Arms:
-    """A vocabulary of eight arms without text."""
-
-    eos_id, pad_id, special = 7, 0, dict[str, int]()
-
-    def decode(self, ids: object) -> str:
-        return ""
-
-    def decode_bytes(self, ids: object) -> bytes:
-        return b""
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_bandit_converges_to_the_closed_form_optimum(monkeypatch, seed):
     """One token, eight arms: the best policy is softmax(log ref + r / kl_coef) (Ziegler et al. 2019, eq. 2)."""
@@ -334,7 +322,7 @@ def test_bandit_converges_to_the_closed_form_optimum(monkeypatch, seed):
         value_learning_rate=0.02, cliprange_value=0.0, seed=seed,
     )  # fmt: skip
     learner = _learner(policy, RewardModel(GPT(config)).eval(), kl_coef=0.5)
-    frozen = Frozen(ref, RewardModel(GPT(config)).eval(), _Arms(), [[0]], CPU)  # type: ignore[arg-type]
+    frozen = Frozen(ref, RewardModel(GPT(config)).eval(), Arms(), [[0]], CPU)  # type: ignore[arg-type]
     for update in range(settings.updates):
         ppo_update(learner, frozen, settings, update)
 

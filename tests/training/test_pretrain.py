@@ -290,6 +290,9 @@ def test_all_sources_count_in_validation(
         for sources in (both, both[:1], both[1:])
     ]
     assert losses[0] == pytest.approx(0.25 * losses[1] + 0.75 * losses[2], abs=0.02)
+    (source,) = open_sources(both[:1], run_dir, tok, 32, 0.1)
+    told = pretrain.validate(tiny(), [source], config, compute)
+    assert told["val_bits_per_byte"] == pytest.approx(told["val_loss"] / math.log(2) / source.bytes_per_token)
 
 
 @pytest.mark.slow

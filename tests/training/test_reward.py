@@ -294,12 +294,3 @@ def test_the_model_is_the_last_or_the_best_steps(reward_run, monkeypatch, save_b
     stored = load_file(run_dir / "checkpoints" / f"step-{chosen:08d}" / "tensors.safetensors")
     model = load_reward_model(run_dir / "model")[0]
     assert torch.equal(model.head.weight, stored["model.head.weight"])
-
-
-def test_each_epoch_has_an_order_of_its_own(reward_run, monkeypatch):
-    honest, asked = reward.data.epoch_order, []
-    monkeypatch.setattr(
-        reward.data, "epoch_order", lambda n, seed, epoch: asked.append(epoch) or honest(n, seed, epoch)
-    )
-    _run(reward_run(epochs=2))
-    assert asked == [0] * 15 + [1] * 15

@@ -69,6 +69,12 @@ def test_calibration_of_a_model_that_is_as_sure_as_it_is_right():
     assert reward_report.calibration_error([3 * g for g in honest]) > 0.1  # three times too sure
 
 
+def test_whether_longer_is_better_is_learned_from_the_training_rankings_alone():
+    """Answers have 1, 2, ... tokens: in training the longer wins, in the held-out rankings the shorter one."""
+    report = reward_report.report([_ranking([[1], [0]])] * 3, [_ranking([[0], [1]])] * 4, [0.0, 1.0] * 4)
+    assert report["length_baseline"] == 0.0
+
+
 def test_few_pairs_make_few_bins_and_none_make_none():
     assert [part["pairs"] for part in reward_report.calibration([0.5, -0.5, 2.0])] == [3]
     assert len(reward_report.calibration([1.0] * 45)) == 2

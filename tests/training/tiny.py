@@ -17,6 +17,18 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer({bytes([byte]): byte for byte in range(256)}, GPT2_PATTERN, {EOS: 256})
 
 
+class Arms:
+    """A vocabulary of eight arms without text."""
+
+    eos_id, pad_id, special = 7, 0, dict[str, int]()
+
+    def decode(self, ids: object) -> str:
+        return ""
+
+    def decode_bytes(self, ids: object) -> bytes:
+        return b""
+
+
 def make_model(tokenizer: Tokenizer, *, seed: int = 0, layers: int = 2, width: int = 32, spread: float = 1.0) -> GPT:
     """A random network; a spread above 1 makes its distributions less flat."""
     torch.manual_seed(seed)
