@@ -104,6 +104,14 @@ def test_kl_is_the_mean_log_ratio_with_less_noise(models, temperature):
     prompts = [[tok.user_id, 5, tok.assistant_id]] * 400
     answers = generate(new.eval(), tok, prompts, list(range(400)), max_new_tokens=6, temperature=temperature)
     kl = evaluate.sequence_kl(new, old.eval(), answers, tok.pad_id, temperature, 64, CPU)
+    exact = 0.0
+    for answer in answers[:40]:  # one by one, every state of the answer, at the temperature of both
+        ids = torch.tensor([[*answer.prompt_ids, *answer.tokens]])
+        with torch.no_grad():
+            p, q = ((m.logits(m(ids))[0, 2:-1] / temperature).log_softmax(-1) for m in (new, old))
+        exact += (p.exp() * (p - q)).sum().item() / 40
+    some = evaluate.sequence_kl(new, old, answers[:40], tok.pad_id, temperature, 7, CPU)
+    assert some == pytest.approx(exact, rel=1e-3)
     episodes = Episodes.of(answers, tok.pad_id, "cpu")
     with torch.no_grad():
         ours, theirs = (completion_logprobs(m, episodes, temperature, CPU)[0] for m in (new, old))
