@@ -104,3 +104,14 @@ def test_a_decoder_is_as_the_model_was_when_it_was_made(tiny: Callable[..., GPT]
     with torch.no_grad():
         torch.testing.assert_close(second, model.logits(model(ids))[:, -1], atol=1e-4, rtol=0)
     assert (first - second).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_biases_and_norms_that_have_learned_count_too(kind: dict, tiny: Callable[..., GPT], setting: str) -> None:
+    """A fresh network's biases are all 0: one that is read from the wrong place would not show."""
+    model = tiny(**kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    assert _largest_gap(model, FP32) <= 2e-5

@@ -161,3 +161,11 @@ def test_a_gradient_above_the_limit_is_scaled_down_to_it(limit: float, after: fl
     model.weight.grad = torch.tensor([[3.0, 4.0]])
     assert float(optim.clip(model, limit)) == pytest.approx(5.0)
     assert float(model.weight.grad.norm()) == pytest.approx(after, rel=1e-4)
+
+
+def test_every_step_of_every_seed_has_a_seed_and_every_epoch_an_order() -> None:
+    seeds = [optim.step_seed(seed, step) for seed in (1, 2, 3) for step in range(50)]
+    assert len(set(seeds)) == 150
+    assert all(0 <= seed < 2**63 for seed in [*seeds, optim.step_seed(2**31 - 1, 10**9)])
+    orders = {tuple(data.epoch_order(20, seed, epoch)) for seed in (1, 2) for epoch in (-1, 0, 1)}
+    assert len(orders) == 6

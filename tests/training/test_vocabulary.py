@@ -171,3 +171,14 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no tokenizer"):
         tokenizers.load(tmp_path)
+
+
+def test_merges_in_another_order_than_the_ids_are_refused(tok: Tokenizer, tmp_path: Path) -> None:
+    """tiktoken merges by id, `tokenizers` by the order of its merges: the two would split texts otherwise."""
+    tok.save(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    merges = stored["model"]["merges"]
+    merges[0], merges[-1] = merges[-1], merges[0]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(TrainingError, match="merges are not in the order of its ids"):
+        tokenizers.load(tmp_path)
