@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from training import parallel
+from training import memory, parallel
 from training.config import TrainingError
 from training.device import Compute
 from training.engine import Request
@@ -74,13 +74,20 @@ class Pool:
 
     @property
     def done(self) -> int:
-        return math.ceil(len(self.answers) / self.size)
+        """Whole parts; after another write_batch the next one is shorter, so that it ends where parts end now."""
+        return self.parts if len(self.answers) == len(self.prompts) else len(self.answers) // self.size
 
     def fill(self, writer: Writer, report: Report, steps: int) -> list[list[Answer]]:
         """Write what is missing; part p is step p + 1 of the curves."""
-        for part in range(self.done, self.parts):
-            first = part * self.size
-            written = writer.write(self.prompts[first : first + self.size], self.n, first)
+        while (first := len(self.answers)) < len(self.prompts):
+            part = self.done
+            prompts = self.prompts[first : (part + 1) * self.size]
+
+            def on_fewer(rows: int, prompts: Sequence[Sequence[int]] = prompts, first: int = first) -> object:
+                return writer.write(sorted(prompts, key=len)[-(rows // self.n) :], self.n, first)
+
+            with memory.explained(len(prompts) * self.n, on_fewer, "set write_batch to {fits}", self.n):
+                written = writer.write(prompts, self.n, first)
             everything = [answer.reward for answers in written for answer in answers]
             best = statistics.fmean(max(answer.reward for answer in answers) for answers in written)
             # Reported before it is kept: what was not kept is cut from the curves and written again.

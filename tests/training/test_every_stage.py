@@ -20,6 +20,7 @@ from training import checkpoints
 from training.checkpoint import load_model, save_model
 from training.checkpoints import Checkpoints
 from training.config import STAGES
+from training.engine import Engine
 from training.model import GPT
 from training.report import Report
 
@@ -93,6 +94,30 @@ def test_where_memory_ends_the_sentence_names_a_batch_that_fits(
     # The number is no guess: with it the run ends well.
     settings = json.loads((run_dir / "config.json").read_text())
     (run_dir / "config.json").write_text(json.dumps(settings | {"batch_size": int(told[1])}))
+    assert command.main([stage, str(run_dir)]) == 0
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "rejection", "best_of_n"])
+def test_where_memory_ends_while_answers_are_written_the_sentence_names_how_many_fit(
+    build: Build, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What writes more than 7 answers at once finds no memory for their keys and values."""
+    name = "batch_size" if stage in {"ppo", "grpo"} else "write_batch"
+    groups = {"group_size": 4} if stage == "grpo" else {}
+    run_dir, honest = build(stage, "short", **{name: 12}, **groups), Engine.__init__
+
+    def begin(self: Engine, model: GPT, tokenizer: Any, max_batch: int = 16, *args: Any) -> None:
+        if max_batch > 7:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        honest(self, model, tokenizer, max_batch, *args)
+
+    monkeypatch.setattr(Engine, "__init__", begin)
+    assert command.main([stage, str(run_dir)]) == 1
+    fits = 4 if stage == "grpo" else 6  # whole groups of 4; two minibatches; all 6 answers to a prompt
+    expected = f"A batch of 12 rows found no memory; {fits} rows at once fit: set {name} to {fits}."
+    assert error_of(run_dir) == expected
+    settings = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(settings | {name: fits}))
     assert command.main([stage, str(run_dir)]) == 0
 
 

@@ -1,6 +1,8 @@
 """Two real processes on this machine train what one trains; kills, stops and errors look like those of one."""
 
+import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -142,6 +144,24 @@ def test_a_policy_that_two_ranks_sample_and_train_is_the_one_of_one_rank(build: 
     if stage != "rejection":
         assert any(row["length"] % 1 for row in curve(alone)), "answers of unequal lengths"
         assert any(row["kl"] > 0 for row in curve(alone)), "the policy has moved"
+
+
+@pytest.mark.slow
+def test_two_ranks_keep_the_snapshots_and_the_peak_that_one_keeps(build: Build, reward_dir: Path) -> None:
+    changes = {**POLICIES["ppo"], "updates": 8, "learning_rate": 1e-3, "kl_snapshots": 0.02, "judge_patience": 3}
+    judge = build("ppo", "judge") / "judge"  # the reward model under another name: it may not judge itself
+    shutil.copytree(reward_dir, judge)
+    runs = [build("ppo", name, **changes, judge_model=str(judge), **more) for name, more in (("one", {}), ("two", TWO))]
+    for run_dir in runs:
+        done = run_stage("ppo", run_dir)
+        assert done.returncode == 0, done.stderr
+    assert_same(*runs, 1e-4)
+    kept = [sorted(folder.name for folder in (run_dir / "snapshots").iterdir()) for run_dir in runs]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) > 1
+    results = [json.loads((run_dir / "result.json").read_text()) for run_dir in runs]
+    assert results[0]["model_update"] == results[1]["model_update"]
+    assert [entry["update"] for entry in results[0]["snapshots"]] == [e["update"] for e in results[1]["snapshots"]]
 
 
 @pytest.mark.slow

@@ -57,6 +57,24 @@ def test_a_pool_that_was_torn_is_filled_to_the_same(tmp_path):
     assert curve(broken) == curve(whole)
 
 
+def test_a_pool_that_goes_on_in_other_parts_is_filled_to_the_same_answers(tmp_path):
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    for folder in (whole, other):
+        folder.mkdir()
+    expected = Pool(whole, PROMPTS, 4, rows=8).fill(_writer(), Report(whole), 4)
+    report = Report(other)
+    report.stopping = True
+    with pytest.raises(Stopped):
+        Pool(other, PROMPTS, 4, rows=16).fill(_writer(), report, 2)
+    pool, report = Pool(other, PROMPTS, 4, rows=12), Report(other)
+    assert (len(pool.answers), pool.done) == (4, 1)
+    report.rewind(pool.done)
+    answers = pool.fill(_writer(), report, pool.parts)
+    assert [[a.tokens for a in row] for row in answers] == [[a.tokens for a in row] for row in expected]
+    assert [row["step"] for row in curve(other)] == [1, 2, 3]
+    assert Pool(other, PROMPTS, 4, rows=12).done == 3
+
+
 def test_sigterm_ends_it_after_the_part_at_hand(tmp_path):
     pool, report = Pool(tmp_path, PROMPTS, 4, rows=8), Report(tmp_path)
     report.stopping = True
