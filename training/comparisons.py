@@ -61,11 +61,13 @@ def k_wise_loss(scores: Tensor, rankings: Sequence[Sequence[Sequence[int]]]) -> 
 
 def accuracy(gaps: Iterable[float]) -> tuple[float, int]:
     """Share of gaps (better minus worse) above zero, equal scores half, and how many gaps there were."""
-    hits, n = 0.0, 0
-    for gap in gaps:
-        hits += 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
-        n += 1
-    return (hits / n if n else math.nan), n
+    found = hits(gaps)
+    return (sum(found) / len(found) if found else math.nan), len(found)
+
+
+def hits(gaps: Iterable[float]) -> list[float]:
+    """1 for each gap above zero, 1/2 for equal scores, else 0."""
+    return [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps]
 
 
 def length_baseline(train: Sequence[tuple[int, int]], val: Sequence[tuple[int, int]]) -> float:

@@ -190,7 +190,7 @@ class PPOConfig(Optimised):
     lam: float = setting(0.95, "Lambda of generalised advantage estimation.", low=0.0, high=1.0, advanced=True)
     cliprange: float = setting(0.2, "Clip of the policy's ratio.", low=0.0, advanced=True)
     cliprange_value: float = setting(0.2, "Clip of the value's step.", low=0.0, advanced=True)
-    vf_coef: float = setting(0.1, "Weight of the value loss.", low=0.0, advanced=True)
+    vf_coef: float = setting(0.1, "Weight of the value loss; grad_clip sees it, Adam does not.", low=0.0, advanced=True)
     whiten_rewards: bool = setting(False, "Scale rewards to variance 1.", advanced=True)
     temperature: float = setting(1.0, "Sampling temperature.", low=1e-3, high=10.0)
     max_new_tokens: int = setting(48, "Longest answer in tokens.", low=1)

@@ -31,7 +31,7 @@ from training.device import Compute
 from training.engine import Request, generate
 from training.evaluate import sequence_kl
 from training.generate import completion_seeds
-from training.intervals import wilson
+from training.intervals import clustered
 from training.model import GPT
 from training.parallel import Together
 from training.rankings import Ranking, read_rankings
@@ -276,7 +276,8 @@ def validate(
     )
     loss, gaps = preference_loss(rewards, [known.ranking for known in held_out], config.label_smoothing)
     share, n = comparisons.accuracy(gaps.tolist())
-    low, high = wilson(share, n)
+    prompts = [known.ranking.prompt for known in held_out for _ in known.ranking.pairs()]
+    low, high = clustered(comparisons.hits(gaps.tolist()), prompts)
     figures = {"val_loss": loss.item(), "val_accuracy": share, "val_pairs": n}
     return figures | {"val_accuracy_low": low, "val_accuracy_high": high}
 

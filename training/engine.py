@@ -175,8 +175,6 @@ class Engine:
             request.text = self.tokenizer.decode([t for t in request.tokens if t not in self.special_ids])
         request.finish_reason = reason
         request.done.set()
-        if request.on_finish is not None:
-            request.on_finish(request)
 
     def abandon(self) -> None:
         """End every request as cancelled, without another step."""
@@ -231,13 +229,13 @@ class EngineThread(threading.Thread):
         super().__init__(name="engine", daemon=True)
         self.engine = engine
         self.failure: Exception | None = None
-        self._closing = threading.Event()
+        self._closing, self._over = threading.Event(), threading.Event()
 
     def submit(self, request: Request) -> Request:
         if self.failure is not None or self._closing.is_set():
             raise TrainingError("The engine has stopped with 1 request refused: start it again.")
         self.engine.submit(request)
-        if self.failure is not None:  # it stopped between the two lines above: nobody else would end this request
+        if self._over.is_set():  # it ended between the two lines above: nobody else would end this request
             self.engine.abandon()
         return request
 
@@ -250,10 +248,12 @@ class EngineThread(threading.Thread):
                 else:
                     self.engine.step()
         except Exception as failure:
-            # Whoever waits on a request must not wait for ever on an engine that is gone.
             self.failure = failure
-            self.engine.abandon()
             raise
+        finally:
+            # Whoever waits on a request must not wait for ever on an engine that is gone.
+            self._over.set()
+            self.engine.abandon()
 
     def close(self, timeout: float | None = None) -> None:
         """Take nothing new, finish what was taken, end the thread."""

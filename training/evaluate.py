@@ -14,7 +14,7 @@ from training import checkpoint, comparisons, data, device
 from training.config import EvaluateConfig
 from training.device import Compute
 from training.engine import Request, generate
-from training.intervals import wilson
+from training.intervals import clustered
 from training.model import GPT, RewardModel
 from training.ppo import read_prompts
 from training.report import Report, Stopped
@@ -55,15 +55,15 @@ def run(config: EvaluateConfig, run_dir: Path, report: Report) -> dict[str, Any]
         report.sample(0, prompt=prompt, new=ours.text, old=theirs.text, reward_new=high, reward_old=low)
     gaps = [ours - theirs for ours, theirs in zip(new_rewards, old_rewards, strict=True)]
     result = {"prompts": len(prompts), "skipped_too_long": skipped, "reward_new": statistics.fmean(new_rewards)}
-    result |= {"reward_old": statistics.fmean(old_rewards), "kl": kl} | win_rate(gaps)
+    result |= {"reward_old": statistics.fmean(old_rewards), "kl": kl} | win_rate(gaps, [text for text, _ in tasks])
     result |= _shape("new", new_answers) | _shape("old", old_answers)
     return result | {"seconds": round(time.monotonic() - started, 2)}
 
 
-def win_rate(gaps: Sequence[float]) -> dict[str, float]:
-    """Share of answers in which the new policy scores higher (equal scores half) and its 95 % interval."""
-    share, n = comparisons.accuracy(gaps)
-    low, high = wilson(share, n)
+def win_rate(gaps: Sequence[float], prompts: Sequence[str]) -> dict[str, float]:
+    """Share of answers in which the new policy scores higher (equal scores half) and its clustered 95 % interval."""
+    share, _ = comparisons.accuracy(gaps)
+    low, high = clustered(comparisons.hits(gaps), prompts)
     return {"win_rate": share, "win_rate_low": low, "win_rate_high": high}
 
 

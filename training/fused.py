@@ -32,8 +32,8 @@ class _Gelu(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        # Also where nobody learns: without it the kernel divides where it would multiply, and the last bit differs.
-        # PPO asks of the same weights without a gradient and then with one, and the ratio has to be 1.
+        # Also where nobody learns: PPO asks the same weights without a gradient and then with one, and the ratio has to
+        # be 1 to the bit, which two loops would not give.
         slope = torch.empty_like(x)
         kernels.run("gelu", x.dtype, x, y, slope, x.numel())
         ctx.save_for_backward(slope)

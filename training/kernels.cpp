@@ -10,7 +10,7 @@ namespace {
 
 const int64_t PARTS = 16;  // of the rows, where sums run over rows
 
-// numbers.h's GELU, and its slope, which may be null.
+// GPT-2's GELU, and its slope.
 template <class T>
 void gelu(const T* x, T* y, T* slope, int64_t n) {
     const float twice = 1.5957691216f, cubic = 0.044715f;
@@ -19,20 +19,13 @@ void gelu(const T* x, T* y, T* slope, int64_t n) {
     for (int64_t first = 0; first < n; first += block) {
         const int64_t length = std::min(block, n - first);
         const T* from = x + first;
-        T *to = y + first, *d = slope ? slope + first : nullptr;
-        if (d) {
+        T *to = y + first, *d = slope + first;
 #pragma omp simd
-            for (int64_t i = 0; i < length; i++) {
-                const float v = load(from[i]), square = cubic * v * v;
-                const float s = 1.0f / (1.0f + exponential(-twice * v * (1.0f + square)));
-                store(to[i], v * s);
-                store(d[i], s + v * s * (1.0f - s) * twice * (1.0f + 3.0f * square));
-            }
-        } else {
-#pragma omp simd
-            for (int64_t i = 0; i < length; i++) {
-                store(to[i], gelu_of(load(from[i])));
-            }
+        for (int64_t i = 0; i < length; i++) {
+            const float v = load(from[i]), square = cubic * v * v;
+            const float s = 1.0f / (1.0f + exponential(-twice * v * (1.0f + square)));
+            store(to[i], v * s);
+            store(d[i], s + v * s * (1.0f - s) * twice * (1.0f + 3.0f * square));
         }
     }
 }

@@ -19,10 +19,9 @@ import torch
 
 from training import checkpoint, data
 from training.checkpoints import Checkpoints
-from training.config import PPOConfig
-from training.device import Compute
+from training.config import PPOConfig, TrainingError
 from training.model import GPT, RewardModel
-from training.ppo_update import Judged
+from training.ppo_update import Frozen, Judged
 from training.report import Report
 from training.rollout import Episodes
 from training.vocabulary import Tokenizer
@@ -60,14 +59,19 @@ class KLPath:
     scores: list[float] = field(default_factory=list)  # the judge's, one an update
 
     @staticmethod
-    def begin(
-        config: PPOConfig, run_dir: Path, tokenizer: Tokenizer, compute: Compute, checkpoints: Checkpoints
-    ) -> KLPath:
-        """Nothing kept yet; the judge is loaded where the run has one."""
+    def begin(config: PPOConfig, run_dir: Path, frozen: Frozen, checkpoints: Checkpoints) -> KLPath:
+        """Nothing kept yet; the judge is loaded where the run has one, and refused if it cannot read the answers."""
+        tokenizer, compute = frozen.tokenizer, frozen.compute
         if not config.judge_model:
             return KLPath(config, run_dir, tokenizer, checkpoints, None, 1.0)
         judge, other, card = checkpoint.load_reward_model(data.resolve(run_dir, config.judge_model), compute.device)
         checkpoint.require_same_tokenizer(tokenizer, other, ("The policy", "the judge"))
+        longest = max(map(len, frozen.prompts)) + config.max_new_tokens
+        if judge.config.n_positions < longest:
+            raise TrainingError(
+                f"The judge reads {judge.config.n_positions} tokens and prompts with answers have up to {longest}: "
+                "choose another judge, lower max_new_tokens or leave out the longest prompts."
+            )
         spread = float(card.get("reward_std") or 1.0) if config.scale_scores else 1.0
         return KLPath(config, run_dir, tokenizer, checkpoints, judge.eval().requires_grad_(False), spread)
 

@@ -38,7 +38,7 @@ def run(config: PPOConfig, run_dir: Path, report: Report, score: Score | None = 
     started = time.monotonic()
     learner, frozen, meta = _load(config, run_dir, score)
     checkpoints = Checkpoints(run_dir, report.fence, config.keep_checkpoints)
-    path = KLPath.begin(config, run_dir, frozen.tokenizer, frozen.compute, checkpoints)
+    path = KLPath.begin(config, run_dir, frozen, checkpoints)
     checksum = monitors.checksum(frozen.ref_policy, frozen.reward_model, path.judge)
     done, history = _resume(checkpoints, learner, path, checksum)
     report.rewind(done)

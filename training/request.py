@@ -30,7 +30,6 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     on_token: Callable[[str], None] | None = None
-    on_finish: Callable[[Request], None] | None = None
     repetition_penalty: float = 1.0
     stop: Sequence[str] = ()
     bad_words: Sequence[Sequence[int]] = ()
@@ -48,7 +47,7 @@ class Request:
         return self.top_k > 0 or self.top_p < 1 or self.repetition_penalty != 1 or len(self.bad_words) > 0
 
     def cancel(self) -> None:
-        """Ask for an early end, from any thread; the request finishes before the engine's next step."""
+        """Ask for an early end, from any thread: before the engine's next step, or when a row would fall free."""
         self.cancelled.set()
 
     def tell(self, piece: str) -> None:

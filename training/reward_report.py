@@ -10,7 +10,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from training import comparisons
-from training.intervals import wilson
+from training.intervals import clustered
 from training.rankings import Ranking
 
 BINS, FEWEST_IN_A_BIN = 10, 20
@@ -24,14 +24,14 @@ def report(train: Sequence[Ranking], held_out: Sequence[Ranking], rewards: Seque
     """
     scored = pair_gaps(held_out, rewards)
     gaps = [gap for _, _, gap in scored]
-    whole = figures(gaps)
+    whole = figures(gaps, [ranking.prompt for ranking, _, _ in scored])
     return {
         "val_accuracy": whole["accuracy"],
         "val_pairs": whole["pairs"],
         "val_accuracy_low": whole["low"],
         "val_accuracy_high": whole["high"],
-        "by_policy": grouped((_policies(ranking, pair), gap) for ranking, pair, gap in scored),
-        "by_annotator": grouped((ranking.annotator, gap) for ranking, _, gap in scored),
+        "by_policy": grouped((_policies(ranking, pair), gap, ranking.prompt) for ranking, pair, gap in scored),
+        "by_annotator": grouped((ranking.annotator, gap, ranking.prompt) for ranking, _, gap in scored),
         "calibration": calibration(gaps),
         "calibration_error": calibration_error(gaps),
         "length_baseline": comparisons.length_baseline(_lengths(train), _lengths(held_out)) if gaps else None,
@@ -49,20 +49,21 @@ def pair_gaps(rankings: Sequence[Ranking], scores: Sequence[float]) -> list[tupl
     return found
 
 
-def figures(gaps: Sequence[float]) -> dict[str, Any]:
-    """{accuracy, low, high, pairs} of gaps, better minus worse; the interval is Wilson's at 95 %."""
+def figures(gaps: Sequence[float], prompts: Sequence[str]) -> dict[str, Any]:
+    """{accuracy, low, high, pairs} of gaps, better minus worse; the interval is a clustered one, prompt by prompt."""
     share, n = comparisons.accuracy(gaps)
-    low, high = wilson(share, n)
+    low, high = clustered(comparisons.hits(gaps), prompts)
     return {"accuracy": share if n else None, "low": low, "high": high, "pairs": n}
 
 
-def grouped(named: Iterable[tuple[str, float]]) -> dict[str, dict[str, Any]]:
-    """Figures for each name, most pairs first; what has no name is in no group."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, gap in named:
+def grouped(named: Iterable[tuple[str, float, str]]) -> dict[str, dict[str, Any]]:
+    """Figures of (name, gap, prompt) for each name, most pairs first; what has no name is in no group."""
+    groups: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for name, gap, prompt in named:
         if name:
-            groups[name].append(gap)
-    return {name: figures(gaps) for name, gaps in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))}
+            groups[name].append((gap, prompt))
+    order = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return {name: figures([gap for gap, _ in pairs], [prompt for _, prompt in pairs]) for name, pairs in order}
 
 
 def calibration(gaps: Sequence[float], bins: int = BINS) -> list[dict[str, Any]]:
@@ -102,15 +103,17 @@ def agreement(rankings: Sequence[Ranking]) -> dict[str, Any] | None:
     for ranking in rankings:
         if ranking.annotator:
             by_prompt[ranking.prompt].append((ranking.annotator, _places(ranking)))
-    products = []
-    for judged in by_prompt.values():
+    products, prompts = [], []
+    for prompt, judged in by_prompt.items():
         for (one, first), (other, second) in combinations(judged, 2):
             if one == other:
                 continue
             for a, b in combinations(sorted(first.keys() & second.keys()), 2):
                 product = (first[a] - first[b]) * (second[a] - second[b])
-                products += [float(product)] if product else []
-    return figures(products) if products else None
+                if product:
+                    products.append(float(product))
+                    prompts.append(prompt)
+    return figures(products, prompts) if products else None
 
 
 def _places(ranking: Ranking) -> dict[str, int]:

@@ -9,7 +9,7 @@ from labeling import world
 from labeling.exports import pairs
 from labeling.models import Round
 from registry.models import Dataset, Run, Sample
-from training.intervals import wilson
+from training.intervals import clustered
 
 ORDER = (
     "seconds", "tokens_per_s", "val_loss", "sft_loss", "rm_accuracy", "rm_ceiling", "win_rate", "win_rate_low",
@@ -28,7 +28,7 @@ def summarise(project: Project, round: Round, seconds: float, seed: int) -> dict
     before = [world.judge(s["prompt"], s["old"]) for s in samples]
     after = [world.judge(s["prompt"], s["new"]) for s in samples]
     wins = [_win(new.utility, old.utility) for new, old in zip(after, before, strict=True)]
-    low, high = wilson(sum(wins) / len(wins), len(wins))
+    low, high = clustered(wins, [s["prompt"] for s in samples])
     return {
         "seconds": round_to(seconds, 1),
         "tokens_per_s": round_to(results["pretrain"]["tokens_per_s"], 0),

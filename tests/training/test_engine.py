@@ -316,6 +316,23 @@ def test_a_listener_that_fails_loses_only_its_own_request(model):
     assert good.finish_reason in ("eos", "length")
 
 
+def test_a_request_that_comes_while_the_thread_closes_is_ended(model):
+    """The engine takes it after the thread's last look at whether it is idle."""
+    thread = EngineThread(Engine(model, TOKENIZER, 1))
+    thread.start()
+    real = thread.engine.submit
+
+    def late(request: Request) -> Request:
+        thread.close(10)
+        assert not thread.is_alive()
+        return real(request)
+
+    thread.engine.submit = late
+    request = thread.submit(Request([7], 5))
+    assert request.done.wait(5)
+    assert request.finish_reason == "cancelled"
+
+
 def test_many_threads_submit_to_one_engine_thread(model):
     prompts = _prompts(12, seed=11)
     expected = [_alone(model, Request(p, 15, seed=i)).tokens for i, p in enumerate(prompts)]

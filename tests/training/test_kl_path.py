@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.conftest import curve, jsonl, kill_at, run_stage
+from tests.training.conftest import curve, jsonl, kill_at, run_stage, tiny_config
 from tests.training.tiny import make_reward_model, make_tokenizer
 from training import ppo
 from training.checkpoint import load_model, save_model
 from training.config import TrainingError
 from training.kl_path import SMOOTHED, KLPath, past_peak, peak, smoothed
-from training.model import RewardModel
+from training.model import GPT, RewardModel
 from training.parse import parse
 from training.report import Report
 
@@ -171,3 +171,9 @@ def test_a_judge_must_be_another_model_of_the_same_vocabulary(ppo_run, reward_di
     save_model(tmp_path / "third", make_reward_model(tokenizer), tokenizer, "reward", {})
     with pytest.raises(TrainingError, match="the judge another one of 260"):
         _run(ppo_run("other", judge_model=str(tmp_path / "third")))
+
+
+def test_a_judge_must_read_the_longest_answer(ppo_run, tok, tmp_path):
+    save_model(tmp_path / "short", RewardModel(GPT(tiny_config(tok.vocab_size, n_positions=8))), tok, "reward", {})
+    with pytest.raises(TrainingError, match=r"The judge reads 8 tokens and prompts with answers have up to 1\d"):
+        _run(ppo_run(judge_model=str(tmp_path / "short")))
