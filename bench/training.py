@@ -32,7 +32,7 @@ SIZES: dict[str, tuple[dict[str, int], int, int]] = {
     "c": ({"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 256, "vocab_size": 50257}, 4, 1),
 }
 NAMES = {
-    "ours": "ours, as a run has it (bf16)",
+    "ours": "ours, bf16",
     "ours_fp32": "ours, fp32",
     "nanogpt": "nanoGPT as shipped (fp32)",
     "nanogpt_fast": "nanoGPT, bf16 + compile",
