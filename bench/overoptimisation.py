@@ -8,8 +8,8 @@ proxy and taste are asked about the same answers.
 
 The run keeps snapshots along its path, people compare 2,000 pairs of the snapshots' answers, and a reward model of
 those is the judge of a second, otherwise equal run: where its smoothed score has had no new peak for ten updates, the
-run ends, and its model is the policy of the peak. Beside it stands a judge of as many comparisons that saw no answers
-but the reference's. Best of n is the second way from the same reference.
+run ends, and its model is the policy of the peak. A peak is new if it adds 3 % to the gain so far. Beside it stands a
+judge of as many comparisons that saw no answers but the reference's. Best of n is the second way from there.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from bench.taste import (
     Taste,
     load,
     ranked,
-    reward_model,
     rewards,
+    train_judge,
     world,
     write,
     write_rows,
@@ -51,6 +51,7 @@ from training.report import Report
 from training.rollout import generator
 
 PATIENCE = 10  # of the judge, in updates
+NOTICED = 0.06  # two standard errors of the mean taste of five updates' answers
 SHOWN, HELD_OUT = 2000, 300  # comparisons of answers from the path
 POOL, BEST_OF = 256, (1, 2, 4, 8, 16, 32, 64, 128, 256)  # answers per prompt; n <= POOL
 
@@ -74,6 +75,7 @@ class Curve:
     root_kl: list[float]
     proxy: list[float]
     gold: list[float]
+    judge: list[float]  # scores of the judge who was shown the path's answers
     blind: list[float]  # scores of a judge who has seen the reference's answers only
     best_of_n: list[tuple[float, float, float]]  # root of the KL, proxy, gold
     accuracy: float  # of the proxy, on held-out pairs
@@ -161,8 +163,15 @@ class Stop:
 
     @property
     def lost(self) -> float:
-        """The share of the possible gain that the kept policy lacks."""
-        return (self.gold_best - self.gold_kept) / (self.gold_best - self.gold_first)
+        """The share of the possible gain that the kept policy lacks; nan where there is no gain but noise."""
+        gain = self.gold_best - self.gold_first
+        return (self.gold_best - self.gold_kept) / gain if gain > NOTICED else math.nan
+
+    @property
+    def cell(self) -> str:
+        """The taste of the kept policy and what it lacks."""
+        lost = "nothing to gain" if math.isnan(self.lost) else f"{self.lost:.1%} lost"
+        return f"{self.gold_kept:+.2f}, {lost}"
 
 
 def stop(judge: Sequence[float], gold: Sequence[float], patience: int = PATIENCE) -> Stop:
@@ -182,8 +191,8 @@ HEAD = """`python -m bench overoptimisation`, one thread.
 """
 TABLE = """
 | comparisons | seed | proxy right | people's taste at first, peak, end | peak at sqrt(KL) | run ends after \
-| keeps update | taste kept | gain lost | gain lost by a judge of the reference's answers |
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+| keeps update | taste kept | a judge of the reference's answers keeps |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def line(n: int, seed: int, curve: Curve) -> str:
@@ -192,7 +201,7 @@ def line(n: int, seed: int, curve: Curve) -> str:
     return (
         f"| {n:,} | {seed} | {curve.accuracy:.3f} | {told.gold_first:+.2f}, {told.gold_best:+.2f}, "
         f"{told.gold_last:+.2f} | {curve.root_kl[told.best]:.2f} | {told.update} | {told.kept} | "
-        f"{told.gold_kept:+.2f} | **{told.lost:.1%}** | {blind.lost:.1%} |"
+        f"**{told.cell}** | {blind.cell} |"
     )
 
 
@@ -242,32 +251,32 @@ def report(curves: dict[int, list[Curve]], seeds: Sequence[int]) -> str:
     return "\n".join([*lines, "", "![People's taste and the proxy along the KL path](overoptimisation.svg)"])
 
 
-def measured(folder: Path, seed: int, updates: int) -> dict[int, Curve]:
-    """For both numbers of comparisons: a whole run, a judge who is shown its snapshots, and the run with that judge."""
-    base, taste, accuracies = world(folder, seed)
+def measured(folder: Path, seed: int, updates: int, sizes: Sequence[int] = (FEW, MANY)) -> dict[int, Curve]:
+    """By number of comparisons: a whole run, a judge who is shown its snapshots, and the run with that judge."""
+    base, taste, accuracies = world(folder, seed, sizes)
     found = {}
-    for n in (FEW, MANY):
+    for n in sizes:
         whole = climb(folder, base, taste, n, seed, updates)
         rows, held_out = (shown(whole.snapshots, base, taste, size, 100 * seed + size) for size in (SHOWN, HELD_OUT))
-        reward_model(folder / f"judge-{n}", base, rows, held_out)
-        judged = climb(folder, base, taste, n, seed, updates, folder / f"judge-{n}" / "model")
-        assert judged.gold == whole.gold[: len(judged.gold)], "the judge only watches: both runs take the same path"
-        blind = asked(folder / "blind" / "model", whole)
+        train_judge(folder / f"judge-{n}", base, rows, held_out)
+        told = climb(folder, base, taste, n, seed, updates, folder / f"judge-{n}" / "model")
+        assert told.gold == whole.gold[: len(told.gold)], "the judge only watches: both runs take the same path"
+        seen, blind = (asked(folder / name / "model", whole) for name in (f"judge-{n}", "blind"))
         points = best_of(base, taste, folder / f"proxy-{n}" / "model", seed)
-        ends, kept = judged.result["updates"], judged.result["model_update"]
-        found[n] = Curve(whole.root_kl, whole.proxy, whole.gold, blind, points, accuracies[n], ends, kept)
+        ends, kept = told.result["updates"], told.result["model_update"]
+        found[n] = Curve(whole.root_kl, whole.proxy, whole.gold, seen, blind, points, accuracies[n], ends, kept)
     return found
 
 
-def asked(judge: Path, run: Run) -> list[float]:
+def asked(path: Path, run: Run) -> list[float]:
     """The judge's mean score of every update's answers."""
-    model, spread = load(judge)
+    model, spread = load(path)
     return [statistics.fmean(rewards(model, spread, *answers)) for answers in run.answers]
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench overoptimisation", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--folder", type=Path, help="keep each seed's curves there, and do not measure them again")
     options = parser.parse_args(arguments)

@@ -107,16 +107,24 @@ def ranked(prompts: Sequence[str], pairs: Sequence[Sequence[str]], taste: Taste,
 
 
 def reward_model(
-    folder: Path, base: Path, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]
+    folder: Path, base: Path, rows: list[Row], held_out: list[Row], epochs: int, learning_rate: float
 ) -> dict[str, Any]:
     """The result of the stage; the model lies in folder/model."""
     write_rows(folder / "data" / "train.jsonl", rows)
     write_rows(folder / "data" / "val.jsonl", held_out)
     config = RewardConfig(
-        base=str(base), val="data/val.jsonl", epochs=4 if len(rows) < 1000 else 2, batch_size=16, learning_rate=2e-3,
-        device="cpu",
-    )  # fmt: skip
+        base=str(base), val="data/val.jsonl", epochs=epochs, batch_size=16, learning_rate=learning_rate, device="cpu"
+    )
     return reward.run(config, folder, Report(folder))
+
+
+def train_proxy(folder: Path, base: Path, rows: list[Row], held_out: list[Row]) -> dict[str, Any]:
+    return reward_model(folder, base, rows, held_out, epochs=4 if len(rows) < 1000 else 2, learning_rate=2e-3)
+
+
+def train_judge(folder: Path, base: Path, rows: list[Row], held_out: list[Row]) -> dict[str, Any]:
+    """Learns more slowly than a proxy and longer: the loss on held-out pairs asked for it."""
+    return reward_model(folder, base, rows, held_out, epochs=4, learning_rate=1e-3)
 
 
 def load(path: Path) -> tuple[RewardModel, float]:
@@ -130,8 +138,8 @@ def rewards(model: RewardModel, spread: float, prompts: Sequence[str], answers: 
     return [score / spread for score in reward.score_all(model, examples, TOKENIZER.pad_id, CPU)]
 
 
-def world(folder: Path, seed: int) -> tuple[Path, Taste, dict[int, float]]:
-    """Reference, taste, and under folder the proxies of both sizes and a judge of answers of the reference.
+def world(folder: Path, seed: int, sizes: Sequence[int] = (FEW, MANY)) -> tuple[Path, Taste, dict[int, float]]:
+    """Reference, taste, and under folder the proxies of these sizes and a judge of answers of the reference.
 
     Returned with the proxies' accuracies on held-out pairs.
     """
@@ -142,11 +150,11 @@ def world(folder: Path, seed: int) -> tuple[Path, Taste, dict[int, float]]:
     first = raw(prompts, write(policy, prompts, seed + 1))
     taste = Taste(raw.values, float(first.mean()), float(first.std()))
     held_out = compared(policy, taste, 1000, 100 * seed + 1)
-    reward_model(folder / "blind", base, compared(policy, taste, MANY, 100 * seed + 2), held_out)
+    train_judge(folder / "blind", base, compared(policy, taste, MANY, 100 * seed + 2), held_out)
     found = {}
-    for n in (FEW, MANY):
+    for n in sizes:
         rows = compared(policy, taste, n, 100 * seed + n)
-        found[n] = reward_model(folder / f"proxy-{n}", base, rows, held_out)["val_accuracy"]
+        found[n] = train_proxy(folder / f"proxy-{n}", base, rows, held_out)["val_accuracy"]
     return base, taste, found
 
 

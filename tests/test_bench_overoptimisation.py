@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bench import overoptimisation as experiment
-from bench.overoptimisation import fit, stop
+from bench.overoptimisation import fit, stop, worth
 from bench.taste import GOODS, TOKENIZER, Taste, compared
 from tests.training.tiny import make_model, make_reward_model, save
 
@@ -41,7 +42,7 @@ def test_the_rule_is_replayed_as_the_stage_applies_it():
     gold = [math.sin(step / 10) for step in range(40)]  # its peak is at 15.7
     told = stop(gold, gold)
     assert (told.best, told.gold_first) == (16, pytest.approx(sum(gold[:3]) / 3))
-    assert told.kept == 18  # the average of five lags by two
+    assert told.kept == 17  # the average of five lags by two; its last rise is not worthwhile
     assert told.update == told.kept + experiment.PATIENCE + 1
     assert 0 < told.lost < 0.05
     assert stop([-value for value in gold], gold).kept == 0
@@ -56,3 +57,17 @@ def test_the_best_of_one_is_the_mean_and_of_more_is_better(tmp_path, monkeypatch
     assert points[0][0] == 0
     assert points[2][0] == pytest.approx(math.sqrt(math.log(16) - 15 / 16))
     assert points[0][1] < points[1][1] < points[2][1]
+
+
+@pytest.mark.slow
+def test_the_stop_rule_lands_within_five_percent_of_the_gold_peak(tmp_path):
+    torch.set_num_threads(1)
+    n, seed = 2000, 1
+    curve = experiment.measured(tmp_path, seed, updates=40, sizes=[n])[n]
+    told, blind = worth(curve.updates, curve.kept, curve.gold), stop(curve.blind, curve.gold)
+    assert (told.update, told.kept) == (stop(curve.judge, curve.gold).update, stop(curve.judge, curve.gold).kept)
+    assert told.update < 40, "the judge ends the run"
+    assert curve.proxy[-1] > curve.proxy[told.kept], "the proxy would go on"
+    assert told.gold_last < told.gold_best - 0.1, "and people would lose by it"
+    assert told.lost <= 0.05, told
+    assert blind.lost > told.lost, "a judge who never saw the path knows less"
