@@ -6,9 +6,9 @@ further one is a nuisance. They compare pairs of the reference policy's answers,
 Proxies learn from 200 and from 2,000 such comparisons, PPO maximises each without a price of KL, and at every update
 proxy and taste are asked about the same answers.
 
-The run keeps snapshots along its path, people compare 2,000 pairs of the snapshots' answers, and a reward model of
+The run keeps snapshots along its path, people compare 4,000 pairs of the snapshots' answers, and a reward model of
 those is the judge of a second, otherwise equal run: where its smoothed score has had no new peak for ten updates, the
-run ends, and its model is the policy of the peak. A peak is new if it adds 3 % to the gain so far. Beside it stands a
+run ends, and its model is the policy of the peak. A peak is new if it adds 2 % to the gain so far. Beside it stands a
 judge of as many comparisons that saw no answers but the reference's. Best of n is the second way from there.
 """
 
@@ -34,6 +34,7 @@ from bench.taste import (
     GOODS,
     LONGEST,
     MANY,
+    SHOWN,
     Row,
     Taste,
     load,
@@ -52,7 +53,7 @@ from training.rollout import generator
 
 PATIENCE = 10  # of the judge, in updates
 NOTICED = 0.06  # two standard errors of the mean taste of five updates' answers
-SHOWN, HELD_OUT = 2000, 300  # comparisons of answers from the path
+HELD_OUT = 300  # comparisons of answers from the path
 POOL, BEST_OF = 256, (1, 2, 4, 8, 16, 32, 64, 128, 256)  # answers per prompt; n <= POOL
 
 

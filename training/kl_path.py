@@ -29,7 +29,7 @@ from training.rollout import Episodes
 from training.vocabulary import Tokenizer
 
 SMOOTHED = 5  # updates
-WORTHWHILE = 0.03  # of the judge's gain so far
+WORTHWHILE = 0.02  # of the judge's gain so far
 
 
 def smoothed(scores: Sequence[float]) -> list[float]:

@@ -39,7 +39,7 @@ def test_scores_are_averaged_over_what_there_is():
 def test_a_curve_that_falls_ends_soon_after_its_peak():
     scores = _gao(peak_at=3.0, steps=80)
     stops = next(n for n in range(1, 81) if past_peak(scores[:n], 10))
-    assert 40 < stops < 48  # the peak is at step 30, the average lags by 2, the patience is 10
+    assert 36 < stops < 48  # the peak is at step 30 and flat, the average lags by 2, the patience is 10
     assert abs(peak(scores[:stops]) - 30) <= 3
 
 
