@@ -50,7 +50,10 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def assert_same(one: Path, other: Path, tolerance: float) -> None:
     ours, theirs = weights(one), weights(other)
-    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) <= tolerance
+    apart = {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}
+    if "score.weight" in ours:  # a reward model's centre, a mean of scores near 1, is folded into this one
+        assert apart.pop("transformer.ln_f.bias") <= 1e-5
+    assert max(apart.values()) <= tolerance
     for row, twin in zip(curve(one), curve(other), strict=True):
         assert row.keys() == twin.keys()
         assert all(row[name] == pytest.approx(twin[name], rel=1e-4, abs=1e-6) for name in row)
