@@ -6,10 +6,10 @@ further one is a nuisance. They compare pairs of the reference policy's answers,
 Proxies learn from 200 and from 2,000 such comparisons, PPO maximises each without a price of KL, and at every update
 proxy and taste are asked about the same answers.
 
-The run keeps snapshots along its path, people compare 4,000 pairs of the snapshots' answers, and a reward model of
+The run keeps snapshots along its path, people compare 8,000 pairs of the snapshots' answers, and a reward model of
 those is the judge of a second, otherwise equal run: where its smoothed score has had no new peak for ten updates, the
-run ends, and its model is the policy of the peak. A peak is new if it adds 2 % to the gain so far. Beside it stands a
-judge of as many comparisons that saw no answers but the reference's. Best of n is the second way from there.
+run ends, and its model is the policy of the peak. Beside it stands a judge of as many comparisons that saw no answers
+but the reference's. Best of n is the second way from the same reference.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def asked(path: Path, run: Run) -> list[float]:
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench overoptimisation", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 9])
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--folder", type=Path, help="keep each seed's curves there, and do not measure them again")
     options = parser.parse_args(arguments)

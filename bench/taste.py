@@ -27,7 +27,7 @@ CPU = Compute(torch.device("cpu"), bf16=False)
 TOKENIZER = Tokenizer({good.encode(): i for i, good in enumerate(GOODS)}, GPT2_PATTERN, {EOS: len(GOODS)})
 MODEL = {"n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
 FEW, MANY = 200, 2000  # comparisons that a proxy learns from
-SHOWN = 4000  # comparisons that a judge learns from
+SHOWN = 8000  # comparisons that a judge learns from
 NOISE = 0.7  # of people: spreads of utility at which a choice is e : 1
 Row = dict[str, Any]
 

@@ -211,10 +211,7 @@ class PPOConfig(Optimised):
     )
     judge_model: str = setting("", "A reward model of other rankings, which says when to stop and what to keep.")
     judge_patience: int = setting(
-        10,
-        "Updates without a worthwhile new peak of the judge's smoothed score that end the run.",
-        low=1,
-        advanced=True,
+        10, "Updates without a new peak of the judge's smoothed score that end the run.", low=1, advanced=True
     )
     sample_every: int = setting(10, "Updates between stored samples; 0 = none.", low=0)
     log_every: int = setting(1, "Updates between two points of the curves.", low=1, advanced=True)

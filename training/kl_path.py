@@ -2,10 +2,8 @@
 
 A proxy that is optimised stops measuring what it stood for (Gao et al. 2022), so nothing here looks at the reward. A
 judge is a reward model of other rankings: it shares the proxy's task and not its luck. The rule: the judge's score of
-an update's answers is averaged over the last SMOOTHED updates. A higher average is a new peak if it adds more than
-WORTHWHILE to what was gained so far; without a new peak for `judge_patience` updates, the run ends, and its model is
-the policy of the peak. A judge of finite rankings cannot tell less apart: far from the reference it often sees a
-plateau where people's liking falls already, so of policies that it likes about as well an early one is kept.
+an update's answers is averaged over the last SMOOTHED updates; once that average has had no new peak for
+`judge_patience` updates, the run ends, and its model is the policy of the peak.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from training.rollout import Episodes
 from training.vocabulary import Tokenizer
 
 SMOOTHED = 5  # updates
-WORTHWHILE = 0.02  # of the judge's gain so far
 
 
 def smoothed(scores: Sequence[float]) -> list[float]:
@@ -38,12 +35,9 @@ def smoothed(scores: Sequence[float]) -> list[float]:
 
 
 def peak(scores: Sequence[float]) -> int:
-    """Index of a smoothed score that none after it exceeds by more than WORTHWHILE of its gain over the first."""
-    means, top = smoothed(scores), 0
-    for place, mean in enumerate(means):
-        if mean - means[top] > WORTHWHILE * (means[top] - means[0]):
-            top = place
-    return top
+    """Index of the highest smoothed score, the first of equals."""
+    means = smoothed(scores)
+    return means.index(max(means))
 
 
 def past_peak(scores: Sequence[float], patience: int) -> bool:
@@ -86,8 +80,7 @@ class KLPath:
         if self.judge is not None:
             figures["judge_score"] = self._ask(self.judge, judged.episodes)
             self.scores.append(figures["judge_score"])
-            if peak(self.scores) == update:
-                self.checkpoints.keep_best(update, -smoothed(self.scores)[-1], policy)
+            self.checkpoints.keep_best(update, -smoothed(self.scores)[-1], policy)
         if (mark := self._mark(figures["kl_k1"])) is not None:
             report.fence()
             folder = self.run_dir / "snapshots" / f"kl-{mark:.4g}"
