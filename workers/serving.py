@@ -31,7 +31,8 @@ class Served:
     """A model version, its tokenizer and the thread that writes with it."""
 
     def __init__(self, version: ModelVersion) -> None:
-        compute = device.prepare(GenerateConfig(model=str(version.folder)))
+        # fp32: a stored seed writes the same text again, here and elsewhere.
+        compute = device.prepare_exact(GenerateConfig(model=str(version.folder)))
         model, self.tokenizer, _about = checkpoint.load_model(version.folder, compute.device)
         self.is_base = version.kind == ModelVersion.Kind.BASE
         self.thread = EngineThread(Engine(model, self.tokenizer, MAX_BATCH, compute))
