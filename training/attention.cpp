@@ -17,12 +17,6 @@ inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit
 
 inline uint32_t pair(bf16 first, bf16 second) { return uint32_t(first.bits) | uint32_t(second.bits) << 16; }
 
-inline bf16 rounded(float value) {
-    bf16 to;
-    store(to, value);
-    return to;
-}
-
 inline void write(const v16 (&sums)[2], bf16* to, int64_t channels) {
     float row[COLUMNS];
     std::memcpy(row, sums, sizeof row);

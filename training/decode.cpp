@@ -31,6 +31,11 @@ struct Linear {
     int64_t depth, outputs;
 };
 
+// GPT-2's GELU is x s(2u) with s the logistic function and u = sqrt(2 / pi) (x + 0.044715 x^3).
+inline float gelu_of(float v) {
+    return v / (1.0f + exponential(-1.5957691216f * v * (1.0f + 0.044715f * v * v)));
+}
+
 // What becomes of a sum: kept, added to the residual stream, or sent through GELU.
 struct Keep {
     float* y;

@@ -10,7 +10,7 @@ namespace {
 
 const int64_t PARTS = 16;  // of the rows, where sums run over rows
 
-// GPT-2's GELU, and its slope.
+// GPT-2's GELU x s(2u), with s the logistic function and u = sqrt(2 / pi) (x + 0.044715 x^3), and its slope.
 template <class T>
 void gelu(const T* x, T* y, T* slope, int64_t n) {
     const float twice = 1.5957691216f, cubic = 0.044715f;

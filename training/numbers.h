@@ -1,4 +1,4 @@
-// Numbers and functions that kernels.cpp and decode.cpp share.
+// Numbers and functions that all kernels share.
 
 #pragma once
 
@@ -43,11 +43,6 @@ inline float exponential(float x) {
     uint32_t bits;
     std::memcpy(&bits, &shifted, 4);
     return (p * r * r + r + 1.0f) * bits_to_float((bits - 0x4b400000u + 127u) << 23);
-}
-
-// GPT-2's GELU is x s(2u) with s the logistic function and u = sqrt(2 / pi) (x + 0.044715 x^3).
-inline float gelu_of(float v) {
-    return v / (1.0f + exponential(-1.5957691216f * v * (1.0f + 0.044715f * v * v)));
 }
 
 }  // namespace

@@ -77,11 +77,11 @@ def choose(
     `allowed` (B, V) are scaled logits with every filter and penalty, where there is one. greedy=False says that no
     row has temperature 0.
     """
-    if allowed is None and kernels.usable(logits):
+    if allowed is None and logits.dtype == torch.float32 and kernels.usable(logits):
         tokens, logprobs = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
         kernels.run(
-            "choose", torch.float32, logits.data_ptr(), logits.stride(0), logits.shape[1], uniform, temperature, tokens,
-            logprobs, len(logits), torch.get_num_threads(),
+            "choose", torch.float32, logits.data_ptr(), logits.stride(0), logits.shape[1], uniform.double(),
+            temperature.float(), tokens, logprobs, len(logits), torch.get_num_threads(),
         )  # fmt: skip
         return tokens, logprobs
     logprobs = scaled(logits, temperature).log_softmax(-1)

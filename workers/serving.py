@@ -7,14 +7,15 @@ import uuid
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from labeling.models import Completion
 from registry.live import publish
 from registry.models import ModelVersion
-from training import chat, checkpoint, device
-from training.config import GenerateConfig, TrainingError
+from training import chat, checkpoint, kernels
+from training.config import TrainingError
 from training.engine import Engine, EngineThread, Request
 from workers.life import stopping
 
@@ -31,11 +32,14 @@ class Served:
     """A model version, its tokenizer and the thread that writes with it."""
 
     def __init__(self, version: ModelVersion) -> None:
-        # fp32: a stored seed writes the same text again, here and elsewhere.
-        compute = device.prepare_exact(GenerateConfig(model=str(version.folder)))
-        model, self.tokenizer, _about = checkpoint.load_model(version.folder, compute.device)
+        kernels.enable("auto")
+        model, self.tokenizer, _about = checkpoint.load_model(
+            version.folder, "cuda" if torch.cuda.is_available() else "cpu"
+        )
         self.is_base = version.kind == ModelVersion.Kind.BASE
-        self.thread = EngineThread(Engine(model, self.tokenizer, MAX_BATCH, compute))
+        self.thread = EngineThread(
+            Engine(model, self.tokenizer, MAX_BATCH)
+        )  # in fp32: a stored seed writes its text again
         self.thread.start()
 
     def request(self, prompt: str, sampling: dict[str, Any], seed: int, **more: Any) -> Request:

@@ -233,15 +233,6 @@ def _run(run_dir: Path) -> dict[str, Any]:
     return grpo.run(parse("grpo", settings), run_dir, Report(run_dir))
 
 
-@pytest.fixture(scope="module")
-def reward_dir(tmp_path_factory: pytest.TempPathFactory, base_dir: Path) -> Path:
-    path = tmp_path_factory.mktemp("reward") / "model"
-    trunk, tok, _ = load_model(base_dir)
-    torch.manual_seed(5)
-    save_model(path, RewardModel(trunk), tok, "reward", {"stage": "reward", "reward_std": 0.5})
-    return path
-
-
 @pytest.fixture
 def grpo_run(make_run: Callable[..., Path], base_dir: Path, reward_dir: Path) -> Callable[..., Path]:
     prompts = jsonl([{"prompt": f"pan {i}"} for i in range(10)])

@@ -6,6 +6,8 @@ import torch
 
 from training import kernels, sampling
 
+pytestmark = pytest.mark.usefixtures("setting")
+
 
 def _draw(logits: torch.Tensor, n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0):
     rows, temperatures = logits.expand(n, -1), torch.full((n,), temperature)
